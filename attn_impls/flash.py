@@ -1,0 +1,104 @@
+"""``flash-attn`` and ``flash-attn-4``: the FlashAttention packages, imported when they are used."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from importlib.util import find_spec
+from typing import Any, cast
+
+import torch
+
+from attn_impls.implementation import Capabilities, HeadDims, implementation
+from attn_impls.problem import Problem
+
+_HALF = frozenset({"bf16", "fp16"})
+
+
+def _missing(module: str, package: str) -> str | None:
+    if not torch.cuda.is_available():
+        return "needs a CUDA device"
+    try:
+        found = find_spec(module) is not None
+    except ImportError:  # the parent package is missing or broken
+        found = False
+    return None if found else f"the package {package} is not installed"
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:
+        return package
+
+
+def _window(problem: Problem) -> tuple[int | None, int | None]:
+    """Return the window as flash-attn counts it, bottom-right aligned, ``None`` for unbounded."""
+    mask = problem.mask
+    return (mask.left, mask.right) if mask.kind == "window" else (None, None)
+
+
+@implementation(
+    "flash-attn",
+    capabilities=Capabilities(
+        devices=frozenset({"cuda"}),
+        dtypes=_HALF,
+        head_dims=HeadDims(8, 256, multiple_of=8),
+        masks=frozenset({"full", "causal", "window"}),
+        gqa=True,
+        rectangular=True,
+        empty_rows=True,
+        softcap=True,
+        scale=True,
+        min_compute_capability=(8, 0),
+    ),
+    probe=lambda: _missing("flash_attn.flash_attn_interface", "flash-attn"),
+    version=lambda: _version("flash-attn"),
+    how_to_get="pip install flash-attn --no-build-isolation",
+)
+def flash_attn(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
+    """FlashAttention-2, the package flash-attn."""
+    from flash_attn.flash_attn_interface import flash_attn_func
+
+    left, right = _window(problem)
+    out: Any = flash_attn_func(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        softmax_scale=problem.softmax_scale,
+        causal=problem.mask.kind == "causal",
+        window_size=(-1 if left is None else left, -1 if right is None else right),
+        softcap=problem.softcap or 0.0,
+    )
+    return cast(torch.Tensor, out.transpose(1, 2))
+
+
+@implementation(
+    "flash-attn-4",
+    capabilities=Capabilities(
+        devices=frozenset({"cuda"}),
+        dtypes=_HALF,
+        head_dims=HeadDims(64, 128, multiple_of=64),
+        masks=frozenset({"full", "causal"}),
+        gqa=True,
+        rectangular=True,
+        scale=True,
+        min_compute_capability=(9, 0),
+    ),
+    probe=lambda: _missing("flash_attn.cute", "flash-attn-4"),
+    version=lambda: _version("flash-attn-4"),
+    how_to_get="pip install --pre flash-attn-4",
+)
+def flash_attn_4(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
+    """FlashAttention-4 in CuTe DSL, with its Hopper and Blackwell paths."""
+    from flash_attn.cute import flash_attn_func
+
+    out: Any = flash_attn_func(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        softmax_scale=problem.softmax_scale,
+        causal=problem.mask.kind == "causal",
+    )
+    if isinstance(out, tuple):  # newer releases return (out, lse)
+        out = out[0]
+    return cast(torch.Tensor, out.transpose(1, 2))
