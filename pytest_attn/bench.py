@@ -1,0 +1,83 @@
+"""Our measurement as a row of pytest-benchmark, so that its JSON, tables and comparison hold device time."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+
+from attn_impls.implementation import Implementation, Unavailable
+from attn_impls.problem import Direction, Problem
+from pytest_attn.fixtures import unavailable
+from pytest_attn.perf.measure import Measured, measure_rounds
+from pytest_attn.perf.record import Record
+from pytest_attn.session import AttnSession
+
+
+class AttnBench:
+    """Measures, and hands the durations to the stock ``benchmark`` fixture.
+
+    pytest-benchmark has no public way to store durations that were measured elsewhere (its issue 52), so this uses
+    ``BenchmarkFixture._make_stats``, unchanged since 2016; :func:`check_benchmark_plugin` refuses a version where it
+    is not as expected.
+    """
+
+    def __init__(self, benchmark: Any, session: AttnSession, pytest_session: pytest.Session) -> None:
+        self._benchmark = benchmark
+        self._session = session
+        self._pytest_session = pytest_session
+
+    def __call__(self, impl: Implementation, problem: Problem, direction: Direction) -> Record:
+        """Measure and store; a record that is not ``ok`` ends the test: ``oom`` skips it, ``error`` fails it."""
+        session = self._session
+        # Marks the stock fixture as used: it warns about one that recorded nothing.
+        self._benchmark._mode = "attn_bench"
+        try:
+            measured = measure_rounds(impl, problem, direction, session.device, session.contract)
+        except Unavailable as error:
+            unavailable(session, impl, error)
+        record = measured.record
+        session.records.append(record)
+        if record.status == "ok":
+            self._store(measured)
+            return record
+        if record.status == "error":
+            self._stop_if_device_is_lost(impl)
+            pytest.fail(f"{impl.name} on {problem.id} {direction.value}: {record.reason}", pytrace=False)
+        pytest.skip(f"{record.status}: {record.reason}")
+
+    def _store(self, measured: Measured) -> None:
+        benchmark, record = self._benchmark, measured.record
+        benchmark.group = f"{record.problem.id} {record.direction.value}"
+        benchmark.extra_info["attn"] = record.to_dict()
+        if benchmark.disabled:
+            return
+        stats = benchmark._make_stats(1)
+        stats.options["timer"] = record.contract
+        for duration in measured.durations:
+            stats.update(duration)
+
+    def _stop_if_device_is_lost(self, impl: Implementation) -> None:
+        """End the run when the error left the CUDA device unusable: every later record would fail with it."""
+        if self._session.device.type != "cuda":
+            return
+        import torch
+
+        try:
+            torch.cuda.synchronize(self._session.device)
+        except RuntimeError as error:
+            first_line = str(error).partition("\n")[0]
+            self._pytest_session.shouldstop = f"{impl.name} left the CUDA device unusable: {first_line}"
+
+
+def check_benchmark_plugin() -> None:
+    """Raise ``pytest.UsageError`` when pytest-benchmark is not as :class:`AttnBench` needs it."""
+    from pytest_benchmark.fixture import BenchmarkFixture
+
+    make_stats = getattr(BenchmarkFixture, "_make_stats", None)
+    if make_stats is None or list(inspect.signature(make_stats).parameters) != ["self", "iterations"]:
+        from importlib import metadata
+
+        version = metadata.version("pytest-benchmark")
+        raise pytest.UsageError(f"pytest-benchmark {version} is not supported; install pytest-benchmark>=5.2,<6")

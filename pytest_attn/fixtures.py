@@ -1,0 +1,122 @@
+"""The fixtures of the suite, for correctness and for time."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+
+from attn_impls.implementation import Implementation, Unavailable
+from attn_impls.problem import Direction, Problem
+from pytest_attn.session import AttnSession, attn_session
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+    from pytest_attn.bench import AttnBench
+    from pytest_attn.correctness.case import Case
+
+Check = Callable[["Case", Direction], None]
+
+
+class Mismatch(AssertionError):
+    """An implementation is wrong on a case; the message is the whole report, and what it raised the cause."""
+
+
+@pytest.fixture(scope="session")
+def attn_impl(request: pytest.FixtureRequest) -> Implementation:
+    """The implementation under test, one after the other (choose with --attn-impl)."""
+    session = attn_session(request.config)
+    return session.selected[request.param]
+
+
+@pytest.fixture(scope="session")
+def attn_cases(
+    request: pytest.FixtureRequest, attn_impl: Implementation
+) -> Callable[[Direction], SearchStrategy[Case]]:
+    """Gives, for a direction, a hypothesis strategy of cases inside the implementation's capabilities."""
+    from hypothesis import strategies
+
+    from pytest_attn.correctness.strategies import cases
+
+    session = attn_session(request.config)
+
+    def for_direction(direction: Direction) -> SearchStrategy[Case]:
+        if session.case is not None:
+            return strategies.just(session.case[0])
+        return cases(attn_impl.capabilities, session.device.type, direction)
+
+    return for_direction
+
+
+@pytest.fixture(scope="session")
+def attn_check(request: pytest.FixtureRequest, attn_impl: Implementation) -> Check:
+    """Runs the implementation on a case and fails, with the command that repeats it, where it is wrong."""
+    from pytest_attn.correctness.judge import NotDifferentiable, judge
+
+    session = attn_session(request.config)
+
+    def check(case: Case, direction: Direction) -> None:
+        __tracebackhide__ = True
+        try:
+            verdict = judge(attn_impl, case, direction, session.device)
+        except Unavailable as error:
+            unavailable(session, attn_impl, error)
+        except NotDifferentiable as error:
+            if attn_impl.declared:
+                raise
+            pytest.skip(f"{error}, so its gradients are not checked")
+        session.judged(attn_impl.name, verdict.ratio, case.id)
+        if not verdict.ok:
+            command = repeat_command(request.config, attn_impl, case, direction)
+            raise Mismatch(f"{verdict.explain()}\n  repeat: {command}") from verdict.raised
+
+    return check
+
+
+def unavailable(session: AttnSession, impl: Implementation, error: Unavailable) -> NoReturn:
+    """Skip a test whose implementation turned out not to run here, or fail it when it was asked for by name."""
+    if session.explicit:
+        pytest.fail(f"{impl.name} cannot run here: {error}", pytrace=False)
+    pytest.skip(f"{impl.name} cannot run here: {error}")
+
+
+def repeat_command(config: pytest.Config, impl: Implementation, case: Case, direction: Direction) -> str:
+    """Return one shell line that repeats the case on this implementation."""
+    data = {"impl": impl.name, "direction": direction.value, **case.to_dict()}
+    arguments = ["pytest", *_where(config), "-m", "correctness"]
+    device = config.getoption("attn_device")
+    if device != "auto":
+        arguments += ["--attn-device", device]
+    return shlex.join([*arguments, "--attn-repro", json.dumps(data, separators=(",", ":"))])
+
+
+def _where(config: pytest.Config) -> list[str]:
+    """Return the paths that this run was given, so that the repetition collects the same tests."""
+    pyargs = ["--pyargs"] if config.getoption("pyargs") else []
+    return [*pyargs, *config.args] if config.args_source is config.ArgsSource.ARGS else []
+
+
+@pytest.fixture
+def attn_problem(request: pytest.FixtureRequest) -> Problem:
+    """The problem to time, one after the other (choose with --attn-grid)."""
+    return attn_session(request.config).problems[request.param]
+
+
+@pytest.fixture
+def attn_direction(request: pytest.FixtureRequest) -> Direction:
+    """The direction to time, one after the other (choose with --attn-direction)."""
+    return Direction(request.param)
+
+
+@pytest.fixture
+def attn_bench(request: pytest.FixtureRequest) -> AttnBench:
+    """Measures one implementation on one problem in one direction and stores it as a pytest-benchmark row."""
+    from pytest_attn.bench import AttnBench
+
+    if not request.config.pluginmanager.has_plugin("benchmark"):
+        pytest.fail("timing needs the plugin pytest-benchmark, which is blocked or not installed", pytrace=False)
+    return AttnBench(request.getfixturevalue("benchmark"), attn_session(request.config), request.session)

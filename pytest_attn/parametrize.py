@@ -1,0 +1,86 @@
+"""Which tests there are: implementations, and for timed tests the cells of the grid. Parameters are strings."""
+
+from __future__ import annotations
+
+import pytest
+
+from attn_impls.problem import Direction
+from pytest_attn import options
+from pytest_attn.perf.record import Record
+from pytest_attn.session import AttnSession, attn_session, existing_session
+
+
+def parametrize(metafunc: pytest.Metafunc) -> None:
+    """Parametrize a test that uses ``attn_impl``; with ``attn_problem`` and ``attn_direction``, over the grid."""
+    session = attn_session(metafunc.config)
+    if {"attn_problem", "attn_direction"} <= set(metafunc.fixturenames):
+        _parametrize_cells(metafunc, session)
+        return
+    implementations = [pytest.param(name, id=name, marks=_skip_missing(session, name)) for name in session.selected]
+    metafunc.parametrize("attn_impl", implementations, indirect=True, scope="session")
+
+
+def _skip_missing(session: AttnSession, name: str) -> list[pytest.MarkDecorator]:
+    reason = session.missing.get(name)
+    return [] if reason is None else [pytest.mark.skip(reason=f"{name}: {reason}")]
+
+
+def _parametrize_cells(metafunc: pytest.Metafunc, session: AttnSession) -> None:
+    """Make one test a cell; a cell outside an implementation's capabilities is a record, not a test."""
+    cells = []
+    unsupported: dict[tuple[str, str, str], Record] = {}
+    for problem in session.problems.values():
+        for direction in options.directions(metafunc.config):
+            for name, impl in session.selected.items():
+                if name in session.missing:
+                    continue
+                reason = impl.capabilities.why_not(problem, direction, session.device.type)
+                if reason is None:
+                    cell = (name, problem.id, direction.value)
+                    cells.append(pytest.param(*cell, id="-".join(cell)))
+                else:
+                    record = Record(name, problem, direction, "unsupported", session.contract.id, reason)
+                    unsupported[record.key] = record
+    session.unsupported.update(unsupported)
+    names = ("attn_impl", "attn_problem", "attn_direction")
+    metafunc.parametrize(names, cells, indirect=True)
+
+
+def arrange(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Order, narrow and skip the collected tests."""
+    session = existing_session(config)
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu and (session or attn_session(config)).device.type != "cuda":
+        for item in gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    if session is None:
+        return
+    if session.case is not None:
+        _keep_only_repeated(config, items, session.case[1])
+    # Implementations of one problem follow each other, so that slow drift of the machine hits them alike. pytest
+    # itself groups by the session-scoped implementation.
+    problems = {problem: index for index, problem in enumerate(session.problems)}
+    directions = {direction.value: index for index, direction in enumerate(Direction)}
+    order = [
+        (problems[params["attn_problem"]], directions[params["attn_direction"]]) if (params := cell(item)) else (-1, -1)
+        for item in items
+    ]
+    items[:] = [items[i] for i in sorted(range(len(items)), key=order.__getitem__)]
+
+
+def cell(item: pytest.Item) -> dict[str, str] | None:
+    """Return a timed test's implementation, problem id and direction by parameter name; ``None`` for other tests."""
+    params: dict[str, str] = getattr(getattr(item, "callspec", None), "params", {})
+    return params if "attn_problem" in params else None
+
+
+def _keep_only_repeated(config: pytest.Config, items: list[pytest.Item], direction: Direction) -> None:
+    kept: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
+    for item in items:
+        marker = item.get_closest_marker("correctness")
+        wanted = marker is not None and marker.kwargs.get("direction") == direction.value
+        (kept if wanted else dropped).append(item)
+    items[:] = kept
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)

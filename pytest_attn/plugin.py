@@ -1,0 +1,106 @@
+"""The pytest plugin: hooks, and nothing else.
+
+It loads in every pytest run of an environment, so importing it imports no torch; what a hook does is in the modules
+that it calls, imported when something of this run is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from pytest_attn import options
+from pytest_attn.fixtures import Mismatch
+from pytest_attn.fixtures import attn_bench as attn_bench
+from pytest_attn.fixtures import attn_cases as attn_cases
+from pytest_attn.fixtures import attn_check as attn_check
+from pytest_attn.fixtures import attn_direction as attn_direction
+from pytest_attn.fixtures import attn_impl as attn_impl
+from pytest_attn.fixtures import attn_problem as attn_problem
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare ``--attn-*``."""
+    options.add_options(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare markers, refuse wrong option values, and register profiles before hypothesis looks one up."""
+    config.addinivalue_line("markers", "correctness: compares attention implementations with a float64 oracle")
+    config.addinivalue_line("markers", "perf: times attention implementations and takes their memory")
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
+    options.check(config)
+    if config.getoption("hypothesis_profile", None):
+        import pytest_attn.correctness.profiles  # noqa: F401 - registers on import
+    if options.names_something(config):
+        from pytest_attn.session import attn_session
+
+        attn_session(config)
+    if config.pluginmanager.has_plugin("benchmark"):
+        from pytest_attn.results import BenchmarkHooks
+
+        config.pluginmanager.register(BenchmarkHooks(), "attn-benchmark-hooks")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrize ``attn_impl``, and with ``attn_problem`` and ``attn_direction`` the cells of the grid."""
+    if "attn_impl" in metafunc.fixturenames:
+        from pytest_attn.parametrize import parametrize
+
+        parametrize(metafunc)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Order timed cells by problem, keep only the repeated case's test, skip ``gpu`` tests without a device."""
+    from pytest_attn.parametrize import arrange
+
+    arrange(config, items)
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
+    """Say which device, versions and implementations this run has, and why others are missing."""
+    from pytest_attn.terminal import header
+
+    return header(config, items)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Register the progress line of timed runs."""
+    reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        from pytest_attn.terminal import Progress
+
+        session.config.pluginmanager.register(Progress(session.config, reporter), "attn-progress")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Report a wrong result by what is wrong and how to repeat it, not by our frames and hypothesis's."""
+    report = yield
+    if call.excinfo is not None and isinstance(call.excinfo.value, Mismatch):
+        from pytest_attn.terminal import Explanation
+
+        report.longrepr = Explanation(call.excinfo.value)
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the JSON even where no cell was timed, which pytest-benchmark would not, and leave out its wide tables."""
+    from pytest_attn.results import quieten, write_without_times
+
+    write_without_times(session.config)
+    quieten(session.config)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the accuracy of each implementation, and the count of timed cells by status."""
+    from pytest_attn.terminal import summarize
+
+    summarize(terminalreporter, config)

@@ -1,0 +1,56 @@
+"""Our part of pytest-benchmark's JSON: the top-level key ``attn``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pytest_attn.session import existing_session
+
+
+class BenchmarkHooks:
+    """Hooks of pytest-benchmark; registered only where it is, since pluggy would reject them otherwise."""
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_benchmark_update_machine_info(self, config: pytest.Config, machine_info: dict[str, Any]) -> None:
+        """Add the GPU, and drop the CPU's momentary clock: it makes every two runs look like two machines."""
+        machine_info.get("cpu", {}).pop("hz_actual", None)
+        machine_info.get("cpu", {}).pop("hz_actual_friendly", None)
+        session = existing_session(config)
+        if session is not None:
+            machine_info["attn"] = dict(session.run().machine)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_benchmark_update_json(self, config: pytest.Config, output_json: dict[str, Any]) -> None:
+        """Add what the run says about itself, and the records that have no time."""
+        session = existing_session(config)
+        if session is not None and session.contract is not None:
+            output_json["attn"] = session.run().header()
+
+
+def quieten(config: pytest.Config) -> None:
+    """Leave out pytest-benchmark's tables, one a problem and wider than a terminal, unless ``-v`` asks for them."""
+    session = existing_session(config)
+    benchmarks = getattr(config, "_benchmarksession", None)
+    if session is not None and session.records and benchmarks is not None and config.get_verbosity() < 1:
+        benchmarks.quiet = True
+
+
+def write_without_times(config: pytest.Config) -> None:
+    """Write ``--benchmark-json`` when there are records but no timed one: all out of memory is a result too."""
+    session = existing_session(config)
+    benchmarks = getattr(config, "_benchmarksession", None)
+    if session is None or not session.records or benchmarks is None or not benchmarks.json or benchmarks.benchmarks:
+        return
+    hook = config.hook
+    output = hook.pytest_benchmark_generate_json(
+        config=config,
+        benchmarks=[],
+        include_data=True,
+        machine_info=benchmarks.get_machine_info(),
+        commit_info=hook.pytest_benchmark_generate_commit_info(config=config),
+    )
+    hook.pytest_benchmark_update_json(config=config, benchmarks=[], output_json=output)
+    benchmarks.save_json(output)
+    benchmarks.json = None  # it is written; pytest-benchmark would now warn that there is nothing to save

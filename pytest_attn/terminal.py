@@ -1,0 +1,167 @@
+"""What the user sees: the header, a progress line for timed cells, and the summary."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from _pytest._code.code import TerminalRepr
+from _pytest._io import TerminalWriter
+
+from pytest_attn.fixtures import Mismatch
+from pytest_attn.parametrize import cell
+from pytest_attn.perf.record import Record
+from pytest_attn.session import AttnSession, attn_session, existing_session
+
+# judge -> run -> Implementation.__call__: frames between ours and the implementation's.
+_OUR_FRAMES = 3
+
+
+def header(config: pytest.Config, items: Sequence[pytest.Item]) -> list[str]:
+    """Return the lines on device, versions and implementations; none when no test is ours."""
+    session = existing_session(config)
+    if session is None or not any("attn_impl" in getattr(item, "fixturenames", ()) for item in items):
+        return []
+    run = session.run()
+    machine, environment = run.machine, run.environment
+    parts = [f"attn: {machine['device']}"]
+    if machine["device_type"] == "cuda":
+        parts += [f"driver {machine['driver'] or 'unknown (no nvidia-ml-py)'}", f"CUDA {environment['cuda']}"]
+    else:
+        parts.append(f"{machine['threads']} threads")
+    parts += [f"torch {environment['torch']}", f"contract {session.contract.id}"]
+    here = [name for name in session.selected if name not in session.missing]
+    lines = [", ".join(parts), f"attn: implementations {', '.join(here) or 'none'}"]
+    missing = {name: why for name, why in session.missing.items() if name in session.selected}
+    reasons: dict[str, list[str]] = {}
+    for name, why in (missing | session.registry.broken).items():
+        reasons.setdefault(why, []).append(name)
+    lines += [f"attn: missing {', '.join(names)}: {why}" for why, names in reasons.items()]
+    return lines
+
+
+class Explanation(TerminalRepr):
+    """A failure's report: the message of a :class:`~pytest_attn.fixtures.Mismatch` and the user's own frames."""
+
+    def __init__(self, mismatch: Mismatch) -> None:
+        self.text = str(mismatch)
+        # Where the one-line summary of a failure looks.
+        self.reprcrash = SimpleNamespace(message=self.text.partition("\n")[0])
+        cause = mismatch.__cause__
+        self.frames = "" if cause is None else "".join(traceback.format_tb(cause.__traceback__)[_OUR_FRAMES:])
+
+    def toterminal(self, tw: TerminalWriter) -> None:
+        """Write the frames, then the explanation, so that it stands last."""
+        if self.frames:
+            tw.line(self.frames.rstrip())
+        first, _, rest = self.text.partition("\n")
+        tw.line(first, red=True, bold=True)
+        tw.line(rest)
+
+
+class Progress:
+    """One line for each timed cell, with what is left; other tests keep pytest's own output."""
+
+    def __init__(self, config: pytest.Config, reporter: Any) -> None:
+        self._config = config
+        self._reporter = reporter
+        self._cells: dict[str, str] = {}
+        self._width = 0
+        self._done = 0
+        self._began = 0.0
+        self._reported = 0
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Count the timed cells."""
+        cells = [(item.nodeid, params) for item in session.items if (params := cell(item)) is not None]
+        width = max((len(params["attn_impl"]) for _, params in cells), default=0)
+        for nodeid, params in cells:
+            problem = f"{params['attn_problem']} {params['attn_direction']}"
+            self._cells[nodeid] = f"{params['attn_impl']:{width}} {problem}"
+        self._width = max(map(len, self._cells.values()), default=0)
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """On a terminal, say what is running now; the result overwrites it."""
+        if nodeid not in self._cells:
+            return
+        self._began = self._began or time.monotonic()
+        if self._reporter.isatty:
+            self._reporter.rewrite(f"{self._position(self._done + 1)} {self._cells[nodeid]} ...", erase=True)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
+        """Replace the dot of a timed cell by its line; failures keep their letter out of the way too."""
+        if report.nodeid not in self._cells:
+            return None
+        if report.when == "call" or (report.when == "setup" and not report.passed):
+            self._done += 1
+            self._line(report)
+        return (report.outcome if report.when == "call" or not report.passed else "", "", "")
+
+    def _line(self, report: pytest.TestReport) -> None:
+        session = attn_session(self._config)
+        fresh = session.records[self._reported :]
+        self._reported = len(session.records)
+        result = describe(fresh[-1]) if fresh else report.outcome
+        text = f"{self._position(self._done)} {self._cells[report.nodeid]:{self._width}} {result}"
+        if self._reporter.isatty:
+            self._reporter.rewrite(text, erase=True)
+            self._reporter.write_line("")
+        else:
+            self._reporter.ensure_newline()
+            self._reporter.write_line(text)
+
+    def _position(self, number: int) -> str:
+        total = len(self._cells)
+        text = f"{number:>{len(str(total))}}/{total}"
+        if self._done:
+            left = (time.monotonic() - self._began) / self._done * (total - self._done)
+            text += f", {int(left) // 60}:{int(left) % 60:02} left"
+        return f"[{text}]"
+
+
+def describe(record: Record) -> str:
+    """Return a record's numbers, or its status and reason, in a few words."""
+    if record.time_s is None:
+        return f"{record.status}: {record.reason}"
+    parts = [_scaled(record.time_s.median, ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")))]
+    parts.append(_scaled(record.tflops or 0.0, ((0.1, "TFLOP/s"), (1e-3, "GFLOP/s"))))
+    if record.memory is not None:
+        parts.append(_scaled(float(record.memory.peak_bytes), ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))))
+    return "  ".join(f"{part:>12}" for part in parts)
+
+
+def _scaled(value: float, units: Sequence[tuple[float, str]]) -> str:
+    """Return ``value`` in the largest unit of which it has at least one, or in the smallest."""
+    size, unit = next((pair for pair in units if value >= pair[0]), units[-1])
+    return f"{value / (1.0 if unit == 'TFLOP/s' else size):.3g} {unit}"
+
+
+def summarize(reporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the accuracy of each implementation, and the count of timed cells by status."""
+    session = existing_session(config)
+    if session is None:
+        return
+    if session.accuracy:
+        reporter.section("attention: worst error over budget (1 is the limit)")
+        width = max(map(len, session.accuracy))
+        for name, accuracy in session.accuracy.items():
+            reporter.write_line(f"{name:{width}}  {accuracy.worst:8.3g}  {accuracy.cases:5} cases  {accuracy.where}")
+    if session.records or session.unsupported:
+        _summarize_records(reporter, config, session)
+
+
+def _summarize_records(reporter: pytest.TerminalReporter, config: pytest.Config, session: AttnSession) -> None:
+    counts = ", ".join(f"{count} {status}" for status, count in session.run().statuses().most_common())
+    reporter.section("attention: records")
+    reporter.write_line(f"grid {session.grid_name}: {counts}")
+    path = getattr(getattr(config, "_benchmarksession", None), "json", None)
+    if path:
+        name = getattr(path, "name", path)
+        reporter.write_line(f"charts: attn report {name} -o attn-report")
+    else:
+        reporter.write_line("to keep them: pytest -m perf --benchmark-json=run.json")

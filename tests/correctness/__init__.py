@@ -1,0 +1,1 @@
+"""Whether implementations agree with a float64 oracle."""

@@ -1,0 +1,1 @@
+"""How fast implementations are and how much memory they take."""
