@@ -143,6 +143,13 @@ class Implementation:
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem, **kwargs: Any) -> Any:
         return self.fn(q, k, v, problem, **kwargs)
 
+    def version_or_unknown(self) -> str:
+        """Return :attr:`version`'s answer, or ``"unknown"`` where a stranger's function fails to give one."""
+        try:
+            return str(self.version())
+        except Exception:
+            return "unknown"
+
     def why_unavailable(self, device_type: str | None = None) -> str | None:
         """Return in one sentence why it cannot run here (on ``device_type``, when given), or ``None``."""
         if device_type is not None and device_type not in self.capabilities.devices:

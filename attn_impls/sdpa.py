@@ -53,6 +53,27 @@ def _flash_rules(problem: Problem, device_type: str) -> str | None:
     return None
 
 
+def _no_bottom_right(problem: Problem) -> str | None:
+    if problem.mask.kind == "causal" and problem.q_len != problem.kv_len:
+        return "aligns a causal mask top-left only, and q_len != kv_len"
+    return None
+
+
+def _efficient_rules(problem: Problem, device_type: str) -> str | None:
+    step = 4 if problem.dtype == "fp32" else 8
+    if problem.head_dim % step:
+        return f"takes head_dim in multiples of {step} in {problem.dtype}, not {problem.head_dim}"
+    return _no_bottom_right(problem)
+
+
+def _cudnn_rules(problem: Problem, device_type: str) -> str | None:
+    if problem.kv_len == 1:
+        return "does not take kv_len 1"
+    if problem.head_dim > 128 and torch.cuda.get_device_capability() < (9, 0):
+        return f"takes head_dim up to 128 before compute capability 9.0, not {problem.head_dim}"
+    return _no_bottom_right(problem)
+
+
 def _needs_cuda() -> str | None:
     return None if torch.cuda.is_available() else "needs a CUDA device"
 
@@ -91,12 +112,13 @@ sdpa_efficient = Implementation(
     Capabilities(
         devices=frozenset({"cuda"}),
         masks=_SQUARE_MASKS,
+        rectangular=True,
         scale=True,
         min_compute_capability=(5, 0),
+        also=_efficient_rules,
     ),
     summary="SDPA's memory-efficient kernel (from xFormers, CUTLASS)",
     probe=_needs_cuda,
-    how_to_get="run on a CUDA device",
 )
 
 sdpa_cudnn = Implementation(
@@ -105,13 +127,15 @@ sdpa_cudnn = Implementation(
     Capabilities(
         devices=frozenset({"cuda"}),
         dtypes=_HALF,
-        head_dims=HeadDims(8, 128, multiple_of=8),
+        head_dims=HeadDims(8, 256, multiple_of=8),
         masks=_SQUARE_MASKS,
         gqa=True,
+        rectangular=True,
         scale=True,
+        also=_cudnn_rules,
         min_compute_capability=(8, 0),
     ),
     summary="SDPA's cuDNN kernel",
     probe=_needs_cudnn,
-    how_to_get="run on a CUDA device with a torch that has cuDNN",
+    how_to_get="install a torch that was built with cuDNN",
 )

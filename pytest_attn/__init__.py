@@ -1,3 +1,3 @@
-"""Judges attention implementations: whether they are right, how fast, how large. See ``attn_impls`` for what is judged."""
+"""Judges attention implementations: whether they are right, how fast and how large. What is judged: ``attn_impls``."""
 
 __version__ = "0.1.0"

@@ -87,7 +87,7 @@ class AttnSession:
         from pytest_attn.perf.device import environment, machine
 
         implementations = {
-            name: {"version": impl.version(), "missing": self.missing.get(name)}
+            name: {"version": impl.version_or_unknown(), "missing": self.missing.get(name)}
             for name, impl in (self.registry.implementations | self.selected).items()
         }
         records = (*self.records, *self.unsupported.values())

@@ -84,10 +84,13 @@ class Progress:
             self._cells[nodeid] = f"{params['attn_impl']:{width}} {problem}"
         self._width = max(map(len, self._cells.values()), default=0)
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """On a terminal, say what is running now; the result overwrites it."""
         if nodeid not in self._cells:
             return
+        # The stock reporter would start a line with the file's name for each cell.
+        self._reporter.currentfspath = self._config.rootpath / nodeid.partition("::")[0]
         self._began = self._began or time.monotonic()
         if self._reporter.isatty:
             self._reporter.rewrite(f"{self._position(self._done + 1)} {self._cells[nodeid]} ...", erase=True)
@@ -108,12 +111,11 @@ class Progress:
         self._reported = len(session.records)
         result = describe(fresh[-1]) if fresh else report.outcome
         text = f"{self._position(self._done)} {self._cells[report.nodeid]:{self._width}} {result}"
+        self._reporter.currentfspath = None
         if self._reporter.isatty:
             self._reporter.rewrite(text, erase=True)
-            self._reporter.write_line("")
-        else:
-            self._reporter.ensure_newline()
-            self._reporter.write_line(text)
+            text = ""
+        self._reporter.write_line(text)
 
     def _position(self, number: int) -> str:
         total = len(self._cells)

@@ -1,7 +1,7 @@
 """The error budget: how far an implementation may be from the truth. The rule stands here and nowhere else.
 
-For each tensor (``out``, ``lse``, ``dq``, ``dk``, ``dv``) with float64 truth ``t``, result ``x`` and the result ``n`` of
-``naive`` in the same dtype on the same inputs::
+For each tensor (``out``, ``lse``, ``dq``, ``dk``, ``dv``) with float64 truth ``t``, result ``x`` and, as ``n``, the
+result of ``naive`` in the same dtype on the same inputs::
 
     |x - t|      <=  2 * max|n - t|  +  FLOOR * noise          for every element
     rms(x - t)   <=  2 * rms(n - t)  +  FLOOR * rms(noise)

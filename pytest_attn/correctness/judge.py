@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,22 +73,39 @@ def _describe(tensor: TensorVerdict) -> str:
 
 
 def judge(impl: Implementation, case: Case, direction: Direction, device: torch.device) -> Verdict:
-    """Run ``impl`` on ``case`` and compare ``out`` (and ``lse`` where it returns one); with backward ``dq, dk, dv`` too.
+    """Run ``impl`` on ``case`` and compare ``out`` and ``lse`` where it returns one; with backward ``dq, dk, dv`` too.
 
     Whatever the implementation raises is a verdict, not an exception; :class:`attn_impls.Unavailable`, which says
     that it cannot run at all, passes through.
     """
     tensors = make_tensors(case, device)
-    try:
-        got = run(impl, case.problem, tensors, direction)
-    except (Unavailable, NotDifferentiable):
-        raise
-    except WrongOutput as error:
-        return Verdict(impl.name, case, direction, str(device), broken=str(error))
-    except Exception as error:
-        sentence = f"raised {type(error).__name__}: {str(error).strip() or 'without a message'}"
-        return Verdict(impl.name, case, direction, str(device), broken=sentence, raised=error)
+    poison(tensors)
+    with warnings.catch_warnings(record=True) as warned:
+        # A warning is not a wrong result, even where the user turns warnings into errors for tests of their own.
+        warnings.simplefilter("always")
+        try:
+            got = run(impl, case.problem, tensors, direction)
+        except (Unavailable, NotDifferentiable):
+            raise
+        except WrongOutput as error:
+            return Verdict(impl.name, case, direction, str(device), broken=str(error))
+        except Exception as error:
+            sentence = f"raised {type(error).__name__}: {str(error).strip() or 'without a message'}"
+            sentence += "".join(f"\n  warned: {text}" for text in dict.fromkeys(str(w.message) for w in warned))
+            return Verdict(impl.name, case, direction, str(device), broken=sentence, raised=error)
     return Verdict(impl.name, case, direction, str(device), tuple(judge_results(got, case.problem, tensors)))
+
+
+def poison(tensors: Tensors) -> None:
+    """Fill the blocks that the allocator will hand out next with NaN.
+
+    A kernel that leaves part of its output unwritten would otherwise pass on what an earlier, right call left there:
+    the results of the same case sit in exactly these blocks.
+    """
+    like = (tensors.q, tensors.q, tensors.q, tensors.k, tensors.v, tensors.dout)
+    blocks = [torch.full_like(tensor, math.nan) for tensor in like for _ in range(2)]
+    blocks += [torch.full(tensors.q.shape[:-1], math.nan, device=tensors.q.device) for _ in range(4)]
+    del blocks
 
 
 def run(impl: Implementation, problem: Problem, tensors: Tensors, direction: Direction) -> dict[str, torch.Tensor]:

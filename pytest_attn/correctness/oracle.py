@@ -53,16 +53,20 @@ def solve(problem: Problem, tensors: Tensors, *, gradients: bool) -> Truth:
     weights = torch.exp(logits - lse.masked_fill(empty, 0.0).unsqueeze(-1)).masked_fill(~mask, 0.0)
     out = weights @ v
 
-    # A logit is a float32 sum of products; its absolute error is a relative error of the weight it becomes. So are the
-    # rounding of exp's argument, which grows with the distance from the row's maximum, and exp's own few ulp.
-    logit_noise = unit32 * (scale * (q.abs() @ k.abs().mT)).masked_fill(~mask, 0.0).amax(dim=-1, keepdim=True)
+    # A logit is a float32 sum of head_dim products, whose error grows as the square root of their number (Higham and
+    # Mary 2019, doi:10.1137/18M1226312), half of it where several accumulators share the sum. That absolute error is a
+    # relative error of the weight it becomes; a backward that computes the logits again, in another order, makes it
+    # twice. So is the rounding of exp's argument, which grows with the distance from the row's maximum, and exp's own.
+    growth = max(1.0, problem.head_dim**0.5 / 2)
+    logit_size = (scale * (q.abs() @ k.abs().mT)).masked_fill(~mask, 0.0).amax(dim=-1, keepdim=True)
+    logit_noise = growth * unit32 * logit_size
     argument = (logits - lse.unsqueeze(-1)).abs().masked_fill(~mask, 0.0)
     relative = unit + 2 * logit_noise + unit32 * (_EXP_ULP + argument)
     magnitude = (relative * weights) @ v.abs()
     exact = {"out": out, "lse": lse}
     noise = {
         "out": magnitude + unit * out.abs(),
-        "lse": logit_noise.squeeze(-1) + unit32 * (1 + lse.abs().masked_fill(empty, 0.0)),
+        "lse": logit_noise.squeeze(-1) + unit32 * (1 + _EXP_ULP + lse.abs().masked_fill(empty, 0.0)),
     }
     if gradients:
         delta = (dout * out).sum(dim=-1, keepdim=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from attn_impls.implementation import Implementation, Unavailable
 from attn_impls.problem import Direction, Problem
 from pytest_attn.correctness.case import Case, Tensors, make_tensors
-from pytest_attn.correctness.judge import NotDifferentiable, WrongOutput, judge_results, run
+from pytest_attn.correctness.judge import NotDifferentiable, WrongOutput, judge_results, poison, run
 from pytest_attn.perf.contract import Contract
 from pytest_attn.perf.memory import SavedBytes, nbytes, peak_bytes
 from pytest_attn.perf.record import Memory, Record, Time
@@ -49,12 +50,15 @@ def measure_rounds(
     Raises:
         Unavailable: the implementation cannot run on this machine at all.
     """
-    record = Record(impl.name, problem, direction, "error", contract.id, impl_version=impl.version())
+    record = Record(impl.name, problem, direction, "error", contract.id, impl_version=impl.version_or_unknown())
     reason = impl.capabilities.why_not(problem, direction, device.type)
     if reason is not None:
         return Measured(replace(record, status="unsupported", reason=reason))
     try:
-        return _measure(impl, problem, direction, device, contract, record)
+        with warnings.catch_warnings():
+            # Not an error where the user turns warnings into errors for tests of their own.
+            warnings.simplefilter("ignore")
+            return _measure(impl, problem, direction, device, contract, record)
     except Unavailable:
         raise
     except HostBound as error:
@@ -80,6 +84,7 @@ def _measure(
     record: Record,
 ) -> Measured:
     tensors = make_tensors(Case(problem), device, draw_on=device)
+    poison(tensors)
     begin = time.perf_counter()
     results = run(impl, problem, tensors, direction)
     _synchronize(device)

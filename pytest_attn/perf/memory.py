@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterable
 
 import torch
@@ -36,6 +37,8 @@ def _cuda_peak(before: Step, measured: Step, device: torch.device) -> int:
 
 
 def _cpu_peak(before: Step, measured: Step) -> int:
+    # The profiler announces each start and stop on stderr, in the middle of a progress line.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     from torch.profiler import ProfilerActivity, profile, record_function
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

@@ -52,14 +52,12 @@ class WallTimer:
 class EventTimer:
     """Device seconds between two CUDA events, with a cold L2 and the launches hidden behind a busy device.
 
-    Rounds are queued in batches behind a spinning kernel. The batch counts only if that kernel is still running when
-    the last round has been queued: then no round waited for the host. Otherwise the batch is thrown away and queued
-    again behind a longer spin.
+    Rounds are queued in batches behind a spinning kernel. A batch counts only if that kernel is still running when its
+    last round has been queued: then no round waited for the host. Otherwise the batch is thrown away and a smaller one
+    is queued behind a longer spin, since the driver's queue holds about a thousand launches and then blocks the host.
     """
 
-    # The driver's launch queue holds about a thousand launches; a batch must fit in it, or the host blocks.
-    _BATCH = 16
-    _ATTEMPTS = 5
+    _BATCHES = (16, 16, 4, 1)
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -71,18 +69,26 @@ class EventTimer:
     def rounds(self, prepare: Prepare, contract: Contract) -> list[float]:
         """Warm up, then queue batches until the budget is spent.
 
-        Raises :class:`HostBound` when the device keeps waiting for the host.
+        Raises :class:`HostBound`, with both times of a round, when the device keeps waiting for the host.
         """
-        estimate, host = self._warm_up(prepare, contract)
-        wanted = int(min(contract.max_rounds, max(contract.min_rounds, contract.budget_s / max(estimate, 1e-6))))
+        device_s, host_s = self._warm_up(prepare, contract)
+        wanted = int(min(contract.max_rounds, max(contract.min_rounds, contract.budget_s / max(device_s, 1e-6))))
         durations: list[float] = []
+        attempt = 0
         while len(durations) < wanted:
-            size = min(self._BATCH, wanted - len(durations))
-            durations += self._batch(prepare, size, host)
+            size = min(self._BATCHES[attempt], wanted - len(durations))
+            batch = self._batch(prepare, size, spin_s=2**attempt * (2 * host_s * size + 1e-3))
+            durations += batch
+            attempt += not batch
+            if attempt == len(self._BATCHES):
+                raise HostBound(
+                    f"the device waits for the host: a round takes {1e6 * host_s:.0f} µs to launch, "
+                    f"{1e6 * device_s:.0f} µs from first to last event"
+                )
         return durations
 
     def _warm_up(self, prepare: Prepare, contract: Contract) -> tuple[float, float]:
-        """Return estimates of the device and of the host seconds of one round."""
+        """Return estimates of the device's and the host's seconds for one round."""
         torch.cuda.synchronize(self._device)
         begin = time.perf_counter()
         count = 0
@@ -97,21 +103,17 @@ class EventTimer:
         end.synchronize()
         return start.elapsed_time(end) * 1e-3, host
 
-    def _batch(self, prepare: Prepare, size: int, host: float) -> list[float]:
-        spin = 2 * host * size + 1e-3
-        for _ in range(self._ATTEMPTS):
-            pairs = [(self._event(), self._event()) for _ in range(size)]
-            gate = self._event()
-            torch.cuda._sleep(int(spin * self._cycles_per_second))
-            gate.record()
-            for start, end in pairs:
-                self._round(prepare, start, end)
-            hidden = not gate.query()
-            torch.cuda.synchronize(self._device)
-            if hidden:
-                return [start.elapsed_time(end) * 1e-3 for start, end in pairs]
-            spin *= 2
-        raise HostBound(f"the device waited for the host in {self._ATTEMPTS} batches of {size} rounds")
+    def _batch(self, prepare: Prepare, size: int, spin_s: float) -> list[float]:
+        """Return seconds for ``size`` rounds, or nothing when the device caught up with the host."""
+        pairs = [(self._event(), self._event()) for _ in range(size)]
+        gate = self._event()
+        torch.cuda._sleep(int(spin_s * self._cycles_per_second))
+        gate.record()
+        for start, end in pairs:
+            self._round(prepare, start, end)
+        hidden = not gate.query()
+        torch.cuda.synchronize(self._device)
+        return [start.elapsed_time(end) * 1e-3 for start, end in pairs] if hidden else []
 
     def _round(self, prepare: Prepare, start: torch.cuda.Event, end: torch.cuda.Event) -> None:
         call = prepare()
