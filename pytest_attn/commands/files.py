@@ -1,0 +1,61 @@
+"""Reading runs and writing JSON on behalf of a user, whose mistakes become sentences."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_attn.commands.errors import UserError
+
+if TYPE_CHECKING:
+    from pytest_attn.perf.record import Run
+
+
+def read_run(path: Path) -> Run:
+    """Return the run that ``path`` holds.
+
+    Raises :class:`UserError` when the file is missing, truncated, empty or not a run.
+    """
+    from pytest_attn.perf.record import BadRun, load_run
+
+    try:
+        return load_run(path)
+    except BadRun as error:
+        raise UserError(str(error)) from None
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write ``data`` to ``path``, wholly or not at all; folders that are missing are made, a file is replaced.
+
+    Raises :class:`UserError` when the path cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():  # a folder, or a device such as /dev/stdout
+            path.write_text(_text(data), encoding="utf-8")
+            return
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(_text(data))
+            # mkstemp makes private files; a result is as readable as any other new file.
+            Path(temporary).chmod(0o666 & ~_umask())
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _text(data: Any) -> str:
+    return json.dumps(data, indent=2, allow_nan=False) + "\n"
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,75 @@
+"""The verdicts as a table for a terminal, the worst first, ended by one summary line."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pytest_attn.gate.comparable import changes
+from pytest_attn.gate.verdict import Outcome, Verdict
+from pytest_attn.perf.record import Run
+from pytest_attn.text import count, paint, printable, seconds, table
+
+_HEADER = ("verdict", "implementation", "problem", "direction", "base", "head", "change", "why")
+_COLOURS = {Outcome.SLOWER: "red", Outcome.UNSURE: "yellow", Outcome.FASTER: "green"}
+
+
+def render(verdicts: Sequence[Verdict], *, verbose: bool = False, colour: bool = False) -> list[str]:
+    """Return the table's lines. Cells that need no one's attention are a count, unless ``verbose``.
+
+    Those are ``same`` and the cells that neither side could measure.
+    """
+    shown = [verdict for verdict in verdicts if verbose or not _quiet(verdict)]
+    lines = []
+    if shown:
+        head, *rows = table(_HEADER, [_row(verdict) for verdict in shown], right=(4, 5, 6))
+        lines = [paint(head, "bold", colour)]
+        for verdict, row in zip(shown, rows, strict=True):
+            name = _COLOURS.get(verdict.outcome, "red" if verdict.lost else None)
+            lines.append(row if name is None else paint(row, name, colour))
+    hidden = Counter(verdict.outcome for verdict in verdicts) - Counter(verdict.outcome for verdict in shown)
+    if hidden:
+        words = {Outcome.SAME: "the same", Outcome.NO_DATA: "measured by neither side"}
+        counts = " and ".join(f"{hidden[outcome]} {words[outcome]}" for outcome in words if hidden[outcome])
+        lines.append(f"not shown: {counts} (-v shows them)")
+    return lines
+
+
+def summary(verdicts: Sequence[Verdict], code: int) -> str:
+    """Return the last line: how many of each, and what the gate says."""
+    tally = Counter(verdict.outcome for verdict in verdicts)
+    parts = [f"{tally[outcome]} {outcome.value}" for outcome in Outcome if tally[outcome] or outcome is Outcome.SLOWER]
+    lost = sum(verdict.lost for verdict in verdicts)
+    if lost:
+        parts.append(f"{lost} LOST (measured in base, not in head)")
+    return f"attn gate: {count(len(verdicts), 'cell')}: {', '.join(parts)}: {'FAIL' if code else 'ok'}"
+
+
+def notes(base: Run, head: Run, shift: float | None = None) -> list[str]:
+    """Return what may explain a difference: changed versions, a common shift; and what stored runs cannot show."""
+    lines = [
+        "note: stored runs are the weaker form of a gate; they cannot tell a change of the code from one of the machine"
+    ]
+    if environment := changes(base.environment, head.environment):
+        lines.append(f"note: the environment differs: {'; '.join(environment)}")
+    if versions := changes(_versions(base.implementations), _versions(head.implementations)):
+        lines.append(f"note: implementations differ: {'; '.join(versions)}")
+    if shift is not None:
+        lines.append(f"note: every implementation moved alike, {100 * (shift - 1):+.1f} %: suspect the machine first")
+    return [printable(line) for line in lines]
+
+
+def _versions(implementations: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: known.get("version") for name, known in implementations.items() if isinstance(known, dict)}
+
+
+def _quiet(verdict: Verdict) -> bool:
+    return verdict.outcome is Outcome.SAME or verdict.code.startswith("both-")
+
+
+def _row(verdict: Verdict) -> tuple[str, ...]:
+    outcome = "LOST" if verdict.lost else verdict.outcome.value
+    change = "" if verdict.ratio is None else f"{100 * (verdict.ratio - 1):+.1f} %"
+    times = ("-" if value is None else seconds(value) for value in (verdict.base_s, verdict.head_s))
+    return (outcome, verdict.impl, verdict.problem_id, verdict.direction, *times, change, verdict.sentence)
