@@ -42,7 +42,7 @@ class Contract:
 
 
 _CONTRACTS = {
-    "events": Contract("events", version=1, warmup_s=0.1, min_rounds=10, max_rounds=200, budget_s=0.5),
+    "events": Contract("events", version=1, warmup_s=0.1, min_rounds=10, max_rounds=200, budget_s=0.25),
     "wall": Contract("wall", version=1, warmup_s=0.02, min_rounds=5, max_rounds=200, budget_s=0.15),
 }
 

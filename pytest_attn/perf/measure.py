@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import time
 import warnings
@@ -54,6 +55,23 @@ def measure_rounds(
     reason = impl.capabilities.why_not(problem, direction, device.type)
     if reason is not None:
         return Measured(replace(record, status="unsupported", reason=reason))
+    measured = _attempt(impl, problem, direction, device, contract, record)
+    if device.type == "cuda":
+        if measured.record.status != "ok":
+            # A traceback kept the tensors of its frames in a cycle.
+            gc.collect()
+        torch.cuda.empty_cache()
+    return measured
+
+
+def _attempt(
+    impl: Implementation,
+    problem: Problem,
+    direction: Direction,
+    device: torch.device,
+    contract: Contract,
+    record: Record,
+) -> Measured:
     try:
         with warnings.catch_warnings():
             # Not an error where the user turns warnings into errors for tests of their own.
@@ -70,9 +88,6 @@ def measure_rounds(
         if not isinstance(error, WrongOutput | NotDifferentiable | WrongResult):
             sentence = f"{type(error).__name__}: {sentence}"
         return Measured(replace(record, reason=sentence))
-    finally:
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def _measure(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Callable, Iterable
 
@@ -19,7 +18,6 @@ def peak_bytes(before: Step, measured: Step, device: torch.device) -> int:
     torch's allocator, as its profiler reports them; buffers inside MKL or OpenMP are not seen.
     """
     if device.type == "cuda":
-        gc.collect()
         return _cuda_peak(before, measured, device)
     return _cpu_peak(before, measured)
 
