@@ -141,6 +141,7 @@ class Implementation:
     declared: bool = True
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem, **kwargs: Any) -> Any:
+        """Call ``fn``."""
         return self.fn(q, k, v, problem, **kwargs)
 
     def version_or_unknown(self) -> str:
