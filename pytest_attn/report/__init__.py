@@ -1,0 +1,57 @@
+"""The report: from the records of a run to a page, figures, and tables that other tools read.
+
+Importing this package imports neither matplotlib nor pandas nor Jinja: they belong to the extra
+``pytest-attn[report]`` and are needed only by :func:`write_report`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytest_attn.perf.record import BadRun, Run
+
+__all__ = ["MissingExtra", "write_report"]
+
+
+class MissingExtra(ImportError):
+    """A package that the report needs is not installed; the message says how to get it."""
+
+
+def write_report(runs: Sequence[Run], directory: str | Path) -> Path:
+    """Write ``index.html``, ``figures/*.svg`` and ``*.png``, ``results.csv`` and ``results.md`` into ``directory``.
+
+    The same runs give the same bytes. The directory is made when it is missing; files of a former report are replaced.
+
+    Args:
+        runs: one run, or several whose records then carry the machine or the file as a label.
+        directory: where to write.
+
+    Returns:
+        The path of ``index.html``.
+
+    Raises:
+        BadRun: ``runs`` is empty, or holds records of different contracts, which must not be compared.
+        MissingExtra: matplotlib, pandas or Jinja is not installed.
+        OSError: the directory cannot be written; the message is a sentence.
+    """
+    if not runs:
+        raise BadRun("there is no run to report on")
+    for package, module in (("pandas", "pandas"), ("matplotlib", "matplotlib"), ("Jinja", "jinja2")):
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            message = f"the report needs {package}, which does not import ({error}): pip install 'pytest-attn[report]'"
+            raise MissingExtra(message, name=module) from None
+    from pytest_attn.report.build import build
+
+    target = Path(directory)
+    files = build(runs)
+    try:
+        (target / "figures").mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (target / name).write_bytes(content)
+    except OSError as error:
+        raise OSError(f"cannot write the report to {target}: {error.strerror or error}") from None
+    return target / "index.html"

@@ -1,0 +1,137 @@
+"""The sheet that figures are drawn on: a title that asks, panels side by side, a key, and a text for each panel.
+
+No pyplot: figures are plain objects, so nothing is left behind in the process that calls the library. Lengths are
+inches laid out by hand: panels are then alike, quick to draw, and the same bytes every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from pytest_attn.report.style import FAINT, INK, PAPER
+
+PANEL_W = 4.4
+_TITLE, _KEY, _COLUMNS = 0.62, 0.36, 2
+
+# mathtext is off because names come from others: "$" is a character, never markup. Text stays text in the SVG, so
+# that the page can set it in its own font and readers can search it.
+_RC: Any = {
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "pytest-attn",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9.0,
+    "axes.unicode_minus": True,
+    "path.simplify": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Margins:
+    """Inches around the axes of a panel: the labels live there."""
+
+    left: float = 0.7
+    right: float = 1.28
+    top: float = 0.36
+    bottom: float = 0.52
+
+
+@dataclass(slots=True)
+class Panel:
+    """One panel: ``gid`` is its SVG group, ``box`` its x, y, width, height in points from the upper left corner."""
+
+    ax: Axes
+    gid: str
+    box: tuple[float, float, float, float]
+    title: str
+    alt: str = ""
+
+
+@dataclass(slots=True)
+class Sheet:
+    """A figure with what a page needs to show it: ``name`` is its file name, ``notes`` what the caption must say."""
+
+    figure: Figure
+    name: str
+    title: str
+    subtitle: str
+    panels: list[Panel]
+    hints: dict[str, str] = field(default_factory=dict)
+    """Text to show on hovering over the SVG element of that id."""
+    notes: list[str] = field(default_factory=list)
+    key: list[str] = field(default_factory=list)
+    """What the marks mean, for a page that leaves out the strip with the key."""
+
+
+@contextmanager
+def settings() -> Iterator[None]:
+    """Draw and save under our settings, whatever the process or a matplotlibrc has set."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_RC)
+        yield
+
+
+def sheet(name: str, title: str, subtitle: str, panels: Sequence[str], height: float, margins: Margins) -> Sheet:
+    """Return an empty sheet with a panel of ``height`` inches for each title in ``panels``, two in a row."""
+    columns = min(_COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    # A lone panel still needs the width of its title.
+    width, full = max(columns * PANEL_W, 7.2), rows * height + _TITLE + _KEY
+    figure = Figure(figsize=(width, full), facecolor=PAPER)
+    figure.text(0.16 / width, 1 - 0.24 / full, title, size=12.5, color=INK, weight="bold", va="center")
+    figure.text(0.16 / width, 1 - 0.46 / full, subtitle, size=9, color=FAINT, va="center")
+    made = []
+    for number, panel in enumerate(panels):
+        row, column = divmod(number, columns)
+        left, top = column * PANEL_W, _TITLE + row * height
+        inner_w = PANEL_W - margins.left - margins.right
+        inner_h = height - margins.top - margins.bottom
+        bottom = full - top - height + margins.bottom
+        ax = figure.add_axes(((left + margins.left) / width, bottom / full, inner_w / width, inner_h / full))
+        ax.set_facecolor("none")
+        ax.set_gid(f"panel-{number}")
+        ax.set_title(panel, loc="left", size=10, color=INK, pad=8, x=(0.16 - margins.left) / inner_w)
+        box = (left * 72, top * 72, PANEL_W * 72, height * 72)
+        made.append(Panel(ax, f"panel-{number}", box, panel))
+    return Sheet(figure, name, title, subtitle, made)
+
+
+def key(sheet: Sheet, *, spread: bool, oom: bool, hollow: bool) -> None:
+    """Write under the panels what the marks mean that are not named where they stand."""
+    handles: list[tuple[Line2D, str]] = []
+    if spread:
+        handles.append(
+            (Line2D([], [], color=FAINT, marker="|", markersize=9, markeredgewidth=3, linestyle="none"), "p10–p90")
+        )
+    if oom:
+        mark = Line2D([], [], color=FAINT, marker="x", markersize=6, markeredgewidth=2, linestyle="none")
+        handles.append((mark, "OOM: out of memory"))
+    if hollow:
+        mark = Line2D([], [], color=FAINT, marker="o", markersize=5, markerfacecolor="none", linestyle="none")
+        handles.append((mark, "noisy or host-bound, not compared"))
+    if not handles:
+        return
+    signs = {"p10–p90": "bar", "OOM: out of memory": "×"}
+    sheet.key += [f"{signs.get(text, 'hollow mark')}: {text.removeprefix('OOM: ')}" for _, text in handles]
+    legend = sheet.figure.legend(
+        [handle for handle, _ in handles],
+        [text for _, text in handles],
+        loc="lower left",
+        ncols=len(handles),
+        frameon=False,
+        fontsize=9,
+        labelcolor=FAINT,
+        borderaxespad=0.6,
+        handletextpad=0.3,
+    )
+    legend.set_gid("key")

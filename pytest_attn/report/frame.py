@@ -1,0 +1,143 @@
+"""Records as one tidy table: a row a record, whatever its status, so that nothing is lost on the way to a figure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pytest_attn.perf.record import BadRun, Record, Run
+from pytest_attn.report.style import BASELINE, order
+from pytest_attn.report.words import clean, short
+
+#: Columns of the table, and of ``results.csv``, in order. Times in seconds, sizes in bytes.
+COLUMNS = (
+    *("run", "impl", "impl_version", "problem_id", "batch", "heads", "kv_heads", "q_len", "kv_len", "head_dim"),
+    *("embedding", "dtype", "mask", "softcap", "scale", "layout", "direction", "status", "reason", "contract"),
+    *("time", "time_p10", "time_p90", "rounds", "tflops", "tflops_p10", "tflops_p90", "gbps"),
+    *("memory", "workspace_bytes", "saved_bytes", "percent_of_peak", "percent_of_peak_at_clock"),
+    *("host_us", "compile_s", "speedup", "memory_share"),
+)
+#: Names that only the CSV uses: it must explain itself without this module.
+CSV_NAMES = {
+    "time": "time_s",
+    "time_p10": "time_s_p10",
+    "time_p90": "time_s_p90",
+    "memory": "peak_bytes",
+    "speedup": f"speedup_over_{BASELINE}",
+    "memory_share": f"memory_share_of_{BASELINE}",
+}
+
+
+def run_labels(runs: Sequence[Run]) -> list[str]:
+    """Return a short name for each run: its machine's device where that tells runs apart, else its file."""
+    devices = [
+        clean(run.machine.get("device") or run.machine.get("gpu") or run.machine.get("cpu") or "") for run in runs
+    ]
+    names = [short(Path(run.source).stem if run.source else "run", 32) for run in runs]
+    labels = [short(d, 32) if d and devices.count(d) == 1 else name for d, name in zip(devices, names, strict=True)]
+    seen: Counter[str] = Counter()
+    unique = []
+    for label in labels:
+        seen[label] += 1
+        unique.append(label if seen[label] == 1 else f"{label} #{seen[label]}")
+    return unique
+
+
+def records_frame(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return the tidy table of all records of ``runs``.
+
+    On top of :data:`COLUMNS` it has ``series`` (what a line in a figure is: the implementation, and the run where
+    there are several), ``run_number``, ``tokens`` (batch * q_len), ``group`` (heads / kv_heads), ``flops`` and ``ok``.
+
+    Raises :class:`~pytest_attn.perf.record.BadRun` when records were measured under different contracts.
+    """
+    _one_contract(runs)
+    labels = run_labels(runs)
+    rows = [
+        {**_row(record), "run": label, "run_number": number}
+        for number, (run, label) in enumerate(zip(runs, labels, strict=True))
+        for record in run.records
+    ]
+    extra = ("run_number", "tokens", "group", "flops")
+    frame = pd.DataFrame(rows, columns=[name for name in (*COLUMNS, *extra) if name not in ("speedup", "memory_share")])
+    frame["ok"] = frame["status"] == "ok"
+    frame["series"] = frame["impl"] if len(runs) < 2 else frame["impl"] + " · " + frame["run"]
+    _against_baseline(frame)
+    return frame
+
+
+def series_order(frame: pd.DataFrame) -> list[str]:
+    """Return the series of ``frame`` in the order of every legend and table: by run, then by implementation."""
+    found = frame[["run_number", "impl", "series"]].drop_duplicates()
+    triples = zip(found["run_number"], found["impl"], found["series"], strict=True)
+    return [series for _, _, series in sorted(triples, key=lambda item: (item[0], order(item[1])))]
+
+
+def to_csv(frame: pd.DataFrame) -> str:
+    """Return ``results.csv``: every record, measured or not."""
+    return str(frame[list(COLUMNS)].rename(columns=CSV_NAMES).to_csv(index=False, lineterminator="\n"))
+
+
+def _one_contract(runs: Sequence[Run]) -> None:
+    contracts = sorted({record.contract for run in runs for record in run.records})
+    if len(contracts) > 1:
+        source = ", ".join(clean(run.source) for run in runs if run.source) or "the run"
+        shown = ", ".join(repr(short(contract, 60)) for contract in contracts[:4])
+        raise BadRun(f"{source}: records of different contracts ({shown}) cannot be compared; make a report of each")
+
+
+def _row(record: Record) -> dict[str, Any]:
+    problem, time, memory = record.problem, record.time_s, record.memory
+    flops = problem.flops(record.direction)
+    return {
+        "impl": record.impl,
+        "impl_version": record.impl_version,
+        "problem_id": problem.id,
+        **{name: getattr(problem, name) for name in ("batch", "heads", "kv_heads", "q_len", "kv_len", "head_dim")},
+        "embedding": problem.embedding,
+        "dtype": problem.dtype,
+        "mask": problem.mask.id,
+        "softcap": problem.softcap,
+        "scale": problem.scale,
+        "layout": problem.layout,
+        "direction": record.direction.value,
+        "status": record.status,
+        "reason": record.reason,
+        "contract": record.contract,
+        "time": time.median if time else None,
+        "time_p10": time.p10 if time else None,
+        "time_p90": time.p90 if time else None,
+        "rounds": time.n if time else None,
+        "tflops": record.tflops,
+        # The slow end of the time is the low end of the speed.
+        "tflops_p10": flops / time.p90 / 1e12 if time and time.p90 > 0 else None,
+        "tflops_p90": flops / time.p10 / 1e12 if time and time.p10 > 0 else None,
+        "gbps": record.gbps,
+        "memory": memory.peak_bytes if memory else None,
+        "workspace_bytes": memory.workspace_bytes if memory else None,
+        "saved_bytes": memory.saved_bytes if memory else None,
+        "percent_of_peak": record.percent_of_peak,
+        "percent_of_peak_at_clock": record.percent_of_peak_at_clock,
+        "host_us": record.host_us,
+        "compile_s": record.compile_s,
+        "tokens": problem.batch * problem.q_len,
+        "group": problem.heads // problem.kv_heads,
+        "flops": flops,
+    }
+
+
+def _against_baseline(frame: pd.DataFrame) -> None:
+    """Add ``speedup`` and ``memory_share``: each ``ok`` record against the baseline's of the same run and case."""
+    for column in ("time", "time_p10", "time_p90", "tflops", "tflops_p10", "tflops_p90", "memory"):
+        frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
+    keys = ["run_number", "problem_id", "direction"]
+    base = frame[(frame["impl"] == BASELINE) & frame["ok"]].drop_duplicates(keys).set_index(keys)
+    index = pd.MultiIndex.from_frame(frame[keys])
+    base_time = pd.Series(base["time"].reindex(index).to_numpy(), index=frame.index)
+    base_memory = pd.Series(base["memory"].reindex(index).to_numpy(), index=frame.index)
+    frame["speedup"] = (base_time / frame["time"]).where(frame["ok"] & (frame["time"] > 0))
+    frame["memory_share"] = (frame["memory"] / base_memory).where(frame["ok"] & (base_memory > 0))
