@@ -1,0 +1,129 @@
+"""``tiled-*``: our own kernels, from the algorithm as the paper writes it to what the machine can do.
+
+Importing this builds nothing: each kernel is compiled when it is first called, by :mod:`attn_impls.tiled.build`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from attn_impls.implementation import AttentionFn, Capabilities, HeadDims, Implementation
+from attn_impls.problem import MASK_KINDS, Problem
+from attn_impls.tiled import build, ops
+from attn_impls.tiled.algorithm1 import attention as _algorithm1
+from attn_impls.tiled.ops import Family
+
+_CPU_SOURCES = build.CSRC / "cpu"
+_CUDA_SOURCES = build.CSRC / "cuda"
+_CPU_FLAGS = ("-std=c++20", "-O3", "-fvisibility=hidden")
+
+SEQ = Family(
+    "seq",
+    build.Extension(
+        "attn_tiled_seq",
+        sources=(_CPU_SOURCES / "seq_forward.cpp", _CPU_SOURCES / "seq_backward.cpp"),
+        folders=(build.CSRC, _CPU_SOURCES),
+        cflags=_CPU_FLAGS,
+    ),
+    backward=True,
+)
+
+CPU = Family(
+    "cpu",
+    build.Extension(
+        "attn_tiled_cpu",
+        sources=tuple(_CPU_SOURCES / name for name in ("matmul.cpp", "tiled_forward.cpp", "tiled_backward.cpp")),
+        folders=(build.CSRC, _CPU_SOURCES),
+        cflags=(*_CPU_FLAGS, "-march=native"),
+        native=True,
+    ),
+    backward=True,
+)
+
+SMEM = Family(
+    "smem",
+    build.Extension(
+        "attn_tiled_smem",
+        sources=(_CUDA_SOURCES / "smem_forward.cu",),
+        folders=(build.CSRC, _CUDA_SOURCES),
+        cuda_cflags=("-O3", "-lineinfo", "-DUSE_CUDA", "-Xcompiler", "-fvisibility=hidden"),
+    ),
+    backward=False,
+)
+
+_EVERYTHING = Capabilities(
+    masks=frozenset(MASK_KINDS),
+    gqa=True,
+    rectangular=True,
+    empty_rows=True,
+    deterministic=True,
+    returns_lse=True,
+)
+_HOW_TO_BUILD = "install a C++ compiler and ninja; the kernel is built at its first call"
+
+
+def _attention(family: Family) -> AttentionFn:
+    def attention(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem, *, return_lse: bool = False
+    ) -> Any:
+        low, high = ops.diagonals(problem.mask, problem.q_len, problem.kv_len)
+        out, lse = ops.attention(family, q, k, v, problem.softmax_scale, low, high)
+        return (out, lse) if return_lse else out
+
+    return attention
+
+
+def _version(family: Family) -> str:
+    """Name the sources by the hash that names their build."""
+    return f"{build.library(family.extension).stem}, torch {torch.__version__}"
+
+
+def _why_not_smem() -> str | None:
+    return build.why_not(SMEM.extension) if torch.cuda.is_available() else "needs a CUDA device"
+
+
+tiled_torch = Implementation(
+    "tiled-torch",
+    _algorithm1,
+    _EVERYTHING,
+    summary="Algorithm 1 of FlashAttention-2, block by block in plain PyTorch",
+)
+
+tiled_seq = Implementation(
+    "tiled-seq",
+    _attention(SEQ),
+    dataclasses.replace(_EVERYTHING, devices=frozenset({"cpu"})),
+    summary="the same in scalar C++ on one thread, the baseline of our CPU kernel",
+    probe=lambda: build.why_not(SEQ.extension),
+    version=lambda: _version(SEQ),
+    how_to_get=_HOW_TO_BUILD,
+)
+
+tiled_cpu = Implementation(
+    "tiled-cpu",
+    _attention(CPU),
+    dataclasses.replace(_EVERYTHING, devices=frozenset({"cpu"})),
+    summary="our CPU kernel: parallel, vectorised, fp32 sums throughout",
+    probe=lambda: build.why_not(CPU.extension),
+    version=lambda: _version(CPU),
+    how_to_get=_HOW_TO_BUILD,
+)
+
+tiled_smem = Implementation(
+    "tiled-smem",
+    _attention(SMEM),
+    dataclasses.replace(
+        _EVERYTHING,
+        devices=frozenset({"cuda"}),
+        head_dims=HeadDims(1, 128),
+        backward=False,
+        min_compute_capability=(8, 0),
+    ),
+    summary="first rung of our CUDA ladder: 32 x 32 tiles in shared memory",
+    probe=_why_not_smem,
+    version=lambda: _version(SMEM),
+    how_to_get="run on a CUDA device, with the CUDA toolkit (nvcc), a C++ compiler and ninja installed",
+)

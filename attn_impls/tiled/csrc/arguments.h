@@ -1,0 +1,132 @@
+// What an attention op receives: its checks, its sizes, and its tensors as pointers with strides.
+//
+// Only the stable ABI of PyTorch is used here (torch/csrc/stable), so that one source builds against every torch
+// from 2.11 on, in about two seconds a file; torch/extension.h takes twenty times that.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+#include <sstream>
+#include <string>
+#include <utility>
+
+#include "host_device.h"
+
+namespace attn {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+struct Shape {
+  int64_t batch, heads, kv_heads, q_len, kv_len, head_dim;
+
+  ATTN_HOST_DEVICE int64_t group() const { return heads / kv_heads; }  // query heads that read one key head
+};
+
+// A tensor [batch, heads, rows, head_dim] whose last dimension is contiguous; strides count elements.
+template <typename T>
+struct View {
+  T* data;
+  int64_t batch_stride, head_stride, row_stride;
+
+  ATTN_HOST_DEVICE T* row(int64_t batch, int64_t head, int64_t index) const {
+    return data + batch * batch_stride + head * head_stride + index * row_stride;
+  }
+};
+
+template <typename T>
+View<T> view_of(const Tensor& tensor) {
+  return {static_cast<T*>(tensor.data_ptr()), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+}
+
+inline std::string sizes_of(const Tensor& tensor) {
+  std::ostringstream text;
+  for (int64_t dim = 0; dim < tensor.dim(); ++dim) text << (dim ? ", " : "[") << tensor.size(dim);
+  text << "]";
+  return text.str();
+}
+
+inline void check_like(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other) {
+  STD_TORCH_CHECK(tensor.scalar_type() == other.scalar_type(), name, " and ", other_name, " differ in dtype");
+  STD_TORCH_CHECK(tensor.is_cpu() == other.is_cpu() && tensor.get_device_index() == other.get_device_index(), name,
+                  " and ", other_name, " are on different devices");
+}
+
+inline void check_rows(const char* name, const Tensor& tensor, int64_t head_dim) {
+  STD_TORCH_CHECK(tensor.dim() == 4, name, " must be [batch, heads, seq, head_dim], got ", sizes_of(tensor));
+  STD_TORCH_CHECK(tensor.size(3) == head_dim, name, " ", sizes_of(tensor), " must have head_dim ", head_dim);
+  STD_TORCH_CHECK(tensor.size(3) == 1 || tensor.stride(3) == 1, name,
+                  " must be contiguous in its last dimension, its stride there is ", tensor.stride(3));
+}
+
+// Check q [B, H, Q, D] and k, v [B, Hkv, K, D] against each other and return their sizes. The scale must be positive
+// because kernels scale scores that are masked already, and -inf has to stay what it is.
+inline Shape check_inputs(const Tensor& q, const Tensor& k, const Tensor& v, double scale) {
+  STD_TORCH_CHECK(scale > 0, "scale must be positive, got ", scale);
+  STD_TORCH_CHECK(q.dim() == 4, "q must be [batch, heads, seq, head_dim], got ", sizes_of(q));
+  const auto dtype = q.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
+                  "q must be float32, bfloat16 or float16");
+  check_rows("q", q, q.size(3));
+  check_rows("k", k, q.size(3));
+  check_rows("v", v, q.size(3));
+  check_like("k", k, "q", q);
+  check_like("v", v, "q", q);
+  for (int64_t dim = 0; dim < 3; ++dim) {
+    STD_TORCH_CHECK(k.size(dim) == v.size(dim), "k ", sizes_of(k), " and v ", sizes_of(v), " differ in shape");
+  }
+  STD_TORCH_CHECK(k.size(0) == q.size(0), "q ", sizes_of(q), " and k ", sizes_of(k), " differ in batch");
+  STD_TORCH_CHECK(k.size(1) > 0 && q.size(1) % k.size(1) == 0, "the heads of k ", sizes_of(k),
+                  " must divide the heads of q ", sizes_of(q));
+  return {q.size(0), q.size(1), k.size(1), q.size(2), k.size(2), q.size(3)};
+}
+
+// Check what a backward op receives beside q, k, v: dout and out like q, lse and dlse fp32 [B, H, Q].
+inline void check_saved(const Tensor& q, const Tensor& dout, const Tensor& out, const Tensor& lse) {
+  for (const auto& [name, tensor] : {std::pair("dout", &dout), std::pair("out", &out)}) {
+    check_rows(name, *tensor, q.size(3));
+    check_like(name, *tensor, "q", q);
+    for (int64_t dim = 0; dim < 3; ++dim) {
+      STD_TORCH_CHECK(tensor->size(dim) == q.size(dim), name, " ", sizes_of(*tensor), " must have the shape of q ",
+                      sizes_of(q));
+    }
+  }
+  STD_TORCH_CHECK(lse.scalar_type() == ScalarType::Float && lse.dim() == 3 && lse.is_contiguous() &&
+                      lse.size(0) == q.size(0) && lse.size(1) == q.size(1) && lse.size(2) == q.size(2),
+                  "lse and its gradient must be contiguous float32 [batch, heads, q_len], got ", sizes_of(lse));
+}
+
+// An uninitialised tensor of the shape and in the memory order of `like`: a bshd view gives a bshd view.
+inline Tensor empty_in_order_of(const Tensor& like) {
+  const bool heads_inside = like.stride(1) < like.stride(2);
+  const int64_t second = heads_inside ? like.size(2) : like.size(1);
+  const int64_t third = heads_inside ? like.size(1) : like.size(2);
+  Tensor made = torch::stable::new_empty(like, {like.size(0), second, third, like.size(3)});
+  return heads_inside ? torch::stable::transpose(made, 1, 2) : made;
+}
+
+// The log-sum-exp of every query, fp32 [B, H, Q], uninitialised.
+inline Tensor empty_lse(const Tensor& q) {
+  return torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, ScalarType::Float);
+}
+
+// Call body(T{}) with the C++ type of the elements of `tensor`, which check_inputs has checked.
+template <typename Body>
+void with_element_type(const Tensor& tensor, const Body& body) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::BFloat16:
+      return body(BFloat16{});
+    case ScalarType::Half:
+      return body(Half{});
+    default:
+      return body(float{});
+  }
+}
+
+}  // namespace attn

@@ -1,0 +1,56 @@
+// From tensors to a running kernel: dtype, device, stream, launch, and the check that the launch was accepted.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include <limits>
+#include <utility>
+
+#include "../arguments.h"
+#include "element.h"
+
+namespace attn {
+
+inline void check_cuda(cudaError_t status, const char* what) {
+  STD_TORCH_CHECK(status == cudaSuccess, what, " failed: ", cudaGetErrorString(status));
+}
+
+// The stream that PyTorch is using on `device`.
+inline cudaStream_t current_stream(int32_t device) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+// Queue kernel(args...) with `blocks` thread blocks on the current stream of the device of `on`; waits for nothing.
+template <typename... Args>
+void launch(const Tensor& on, int64_t blocks, dim3 threads, int64_t shared_bytes, void (*kernel)(Args...),
+            Args... args) {
+  if (blocks == 0) return;  // an empty batch; CUDA refuses an empty grid
+  STD_TORCH_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "the problem needs ", blocks,
+                  " thread blocks, more than a CUDA grid can have");
+  const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = threads;
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = current_stream(on.get_device_index());
+  check_cuda(cudaLaunchKernelEx(&config, kernel, std::move(args)...), "the kernel launch");
+}
+
+// Call body(T{}) with the CUDA type of the elements of `tensor`, which check_inputs has checked.
+template <typename Body>
+void with_device_type(const Tensor& tensor, const Body& body) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::BFloat16:
+      return body(__nv_bfloat16{});
+    case ScalarType::Half:
+      return body(__half{});
+    default:
+      return body(float{});
+  }
+}
+
+}  // namespace attn

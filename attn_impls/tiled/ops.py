@@ -1,0 +1,126 @@
+"""Our compiled kernels as torch operators: ``attn_tiled::seq_*``, ``attn_tiled::cpu_*``, ``attn_tiled::smem_*``.
+
+The operators and their checks live in C++ (see ``csrc``). Here they get what only Python can give them: the shapes of
+their results for ``torch.compile`` (fake kernels) and their derivatives (autograd).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from attn_impls.problem import Mask
+from attn_impls.tiled import build
+
+_INT64 = torch.iinfo(torch.int64)
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The operators of one kernel: ``attn_tiled::<name>_forward`` and, where it has one, ``..._backward``.
+
+    ``forward(q, k, v, scale, low, high) -> (out, lse)``, with ``q`` ``[B, H, Q, D]``, ``k`` and ``v``
+    ``[B, Hkv, K, D]``, ``lse`` fp32 ``[B, H, Q]`` in natural logarithm, and the mask as diagonals (:func:`diagonals`).
+    ``backward(dout, q, k, v, out, lse, dlse, scale, low, high) -> (dq, dk, dv)``, with ``dlse`` ``None`` where only
+    ``out`` was used.
+    """
+
+    name: str
+    extension: build.Extension
+    backward: bool
+
+
+_registered: set[str] = set()
+
+
+def diagonals(mask: Mask, q_len: int, kv_len: int) -> tuple[int, int]:
+    """Return the mask's diagonals as the operators take them: 64-bit integers, whose ends mean unbounded."""
+    low, high = mask.diagonals(q_len, kv_len)
+    return (
+        _INT64.min if low is None else max(low, _INT64.min),
+        _INT64.max if high is None else min(high, _INT64.max),
+    )
+
+
+def load(family: Family) -> None:
+    """Build and load the operators of ``family`` and register their fake kernels and derivatives, once a process.
+
+    Raises :class:`~attn_impls.implementation.Unavailable` when the build fails.
+    """
+    if family.name in _registered:
+        return
+    build.load(family.extension)
+    torch.library.register_fake(f"attn_tiled::{family.name}_forward", _fake_forward)
+    if family.backward:
+        torch.library.register_fake(f"attn_tiled::{family.name}_backward", _fake_backward)
+        torch.library.register_autograd(
+            f"attn_tiled::{family.name}_forward", _differentiate(family), setup_context=_setup_context
+        )
+    _registered.add(family.name)
+
+
+def attention(
+    family: Family, q: Tensor, k: Tensor, v: Tensor, scale: float, low: int, high: int
+) -> tuple[Tensor, Tensor]:
+    """Return ``(out, lse)`` from the forward operator, differentiable in both where the family has a backward.
+
+    Raises ``RuntimeError`` for shapes, dtypes or devices that the kernel does not take, before any work.
+    """
+    load(family)
+    forward = getattr(torch.ops.attn_tiled, f"{family.name}_forward")
+    out, lse = forward(_last_contiguous(q), _last_contiguous(k), _last_contiguous(v), scale, low, high)
+    return out, lse
+
+
+def _last_contiguous(x: Tensor) -> Tensor:
+    """Copy ``x`` only when its last dimension is not contiguous, which the kernels need."""
+    return x if x.dim() == 0 or x.stride(-1) == 1 or x.size(-1) == 1 else x.contiguous()
+
+
+def _empty_in_order_of(like: Tensor) -> Tensor:
+    """The twin of ``empty_in_order_of`` in ``csrc/arguments.h``: a bshd view gives a bshd view."""
+    if like.stride(1) < like.stride(2):
+        return like.new_empty([like.shape[i] for i in (0, 2, 1, 3)]).transpose(1, 2)
+    return like.new_empty(like.shape)
+
+
+def _fake_forward(q: Tensor, k: Tensor, v: Tensor, scale: float, low: int, high: int) -> tuple[Tensor, Tensor]:
+    return _empty_in_order_of(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def _fake_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    dlse: Tensor | None,
+    scale: float,
+    low: int,
+    high: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_in_order_of(q), _empty_in_order_of(k), _empty_in_order_of(v)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, ctx.scale, ctx.low, ctx.high = inputs
+    ctx.set_materialize_grads(False)  # so that an unused lse costs nothing in the backward pass
+    ctx.save_for_backward(q, k, v, *output)
+
+
+def _differentiate(family: Family) -> Any:
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        if dout is None and dlse is None:
+            return (None,) * 6
+        dout = torch.zeros_like(out) if dout is None else _last_contiguous(dout)
+        dlse = None if dlse is None else dlse.contiguous()
+        operator = getattr(torch.ops.attn_tiled, f"{family.name}_backward")
+        grads = operator(dout, q, k, v, out, lse, dlse, ctx.scale, ctx.low, ctx.high)
+        return (*grads, None, None, None)
+
+    return backward

@@ -1,0 +1,123 @@
+"""The operators' contracts: schema, fake kernels, autograd registration, errors before work, threads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attn_impls.problem import CAUSAL, FULL, Mask, Problem
+from attn_impls.tiled import CPU, SEQ, ops, tiled_cpu
+from attn_impls.tiled.ops import Family
+
+FAMILIES = pytest.mark.parametrize("family", [SEQ, CPU], ids=lambda family: family.name)
+
+
+def arguments(requires_grad: bool = False) -> list[object]:
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 9, 4, 8, generator=generator).transpose(1, 2)
+    k, v = (torch.randn(2, 2, 11, 8, generator=generator) for _ in range(2))
+    return [*(x.requires_grad_(requires_grad) for x in (q, k, v)), 0.5, *ops.diagonals(CAUSAL, 9, 11)]
+
+
+@FAMILIES
+def test_opcheck(family: Family) -> None:
+    ops.load(family)
+    forward = getattr(torch.ops.attn_tiled, f"{family.name}_forward")
+    backward = getattr(torch.ops.attn_tiled, f"{family.name}_backward")
+    torch.library.opcheck(forward, arguments(requires_grad=True))
+    q, k, v, *rest = arguments()
+    out, lse = forward(q, k, v, *rest)
+    for dlse in (None, torch.ones_like(lse)):
+        torch.library.opcheck(backward, [torch.ones_like(out), q, k, v, out, lse, dlse, *rest])
+
+
+@FAMILIES
+def test_compiles_without_graph_breaks(family: Family) -> None:
+    args = arguments(requires_grad=True)
+    ops.load(family)  # a build inside a trace would be a graph break
+
+    def loss(*args: object) -> torch.Tensor:
+        out, lse = ops.attention(family, *args)
+        return out.square().sum() + lse.sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for got, expected in zip(
+        torch.autograd.grad(compiled(*args), args[:3]), torch.autograd.grad(loss(*args), args[:3]), strict=True
+    ):
+        torch.testing.assert_close(got, expected)
+
+
+@FAMILIES
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda q, k, v: (q.double(), k.double(), v.double()), "q must be float32, bfloat16 or float16"),
+        (lambda q, k, v: (q, k.half(), v), "k and q differ in dtype"),
+        (lambda q, k, v: (q[0], k, v), r"q must be \[batch, heads, seq, head_dim\], got \[4, 9, 8\]"),
+        (lambda q, k, v: (q, k[..., :4], v), r"k \[2, 2, 11, 4\] must have head_dim 8"),
+        (lambda q, k, v: (q, k, v[:, :, 1:]), "differ in shape"),
+        (lambda q, k, v: (q[:1], k, v), "differ in batch"),
+        (lambda q, k, v: (q[:, :3], k, v), "must divide the heads of q"),
+    ],
+)
+def test_wrong_arguments_are_named(family: Family, change: object, message: str) -> None:
+    q, k, v, *rest = arguments()
+    with pytest.raises(RuntimeError, match=message):
+        ops.attention(family, *change(q, k, v), *rest)
+
+
+@FAMILIES
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+def test_scale_must_be_positive(family: Family, scale: float) -> None:
+    q, k, v, _, *rest = arguments()
+    with pytest.raises(RuntimeError, match="scale must be positive"):
+        ops.attention(family, q, k, v, scale, *rest)
+
+
+@FAMILIES
+def test_backward_checks_what_was_saved(family: Family) -> None:
+    q, k, v, *rest = arguments()
+    out, lse = ops.attention(family, q, k, v, *rest)
+    backward = getattr(torch.ops.attn_tiled, f"{family.name}_backward")
+    with pytest.raises(RuntimeError, match=r"dout \[2, 4, 8, 8\] must have the shape of q \[2, 4, 9, 8\]"):
+        backward(out[:, :, 1:], q, k, v, out, lse, None, *rest)
+    with pytest.raises(RuntimeError, match=r"must be contiguous float32 \[batch, heads, q_len\], got \[2, 4, 8\]"):
+        backward(out, q, k, v, out, lse[..., 1:], None, *rest)
+
+
+@FAMILIES
+def test_operator_itself_wants_contiguous_rows(family: Family) -> None:
+    q, k, v, *rest = arguments()
+    ops.load(family)
+    with pytest.raises(RuntimeError, match="q must be contiguous in its last dimension, its stride there is 9"):
+        getattr(torch.ops.attn_tiled, f"{family.name}_forward")(q.mT.contiguous().mT, k, v, *rest)
+
+
+def test_diagonals_reach_the_operators_as_64_bit_integers() -> None:
+    assert ops.diagonals(FULL, 3, 5) == (-(2**63), 2**63 - 1)
+    assert ops.diagonals(CAUSAL, 3, 5) == (-(2**63), 2)
+    assert ops.diagonals(Mask("window", 2**80, 2**80), 3, 5) == (-(2**63), 2**63 - 1)
+
+
+@pytest.fixture
+def threads() -> object:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_bits_do_not_depend_on_threads(threads: object, kv_heads: int) -> None:
+    problem = Problem(1, 4, kv_heads, 300, 300, 32, "fp32", CAUSAL)
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(1, 4, 300, 32, generator=generator).requires_grad_()
+    k, v = (torch.randn(1, kv_heads, 300, 32, generator=generator).requires_grad_() for _ in range(2))
+
+    def run(count: int) -> list[torch.Tensor]:
+        threads(count)
+        out, lse = tiled_cpu(q, k, v, problem, return_lse=True)
+        return [out, lse, *torch.autograd.grad(out, (q, k, v), torch.ones_like(out))]
+
+    one = run(1)
+    for count in (2, 3, 2):
+        assert all(torch.equal(a, b) for a, b in zip(one, run(count), strict=True))
