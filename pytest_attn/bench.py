@@ -23,10 +23,9 @@ class AttnBench:
     is not as expected.
     """
 
-    def __init__(self, benchmark: Any, session: AttnSession, pytest_session: pytest.Session) -> None:
+    def __init__(self, benchmark: Any, session: AttnSession) -> None:
         self._benchmark = benchmark
         self._session = session
-        self._pytest_session = pytest_session
 
     def __call__(self, impl: Implementation, problem: Problem, direction: Direction) -> Record:
         """Measure and store; a record that is not ``ok`` ends the test: ``oom`` skips it, ``error`` fails it."""
@@ -43,8 +42,9 @@ class AttnBench:
             self._store(measured)
             return record
         if record.status == "error":
-            self._stop_if_device_is_lost(impl)
-            pytest.fail(f"{impl.name} on {problem.id} {direction.value}: {record.reason}", pytrace=False)
+            sentence = f"{impl.name} on {problem.id} {direction.value}: {record.reason}"
+            session.end_if_device_is_lost(sentence)
+            pytest.fail(sentence, pytrace=False)
         pytest.skip(f"{record.status}: {record.reason}")
 
     def _store(self, measured: Measured) -> None:
@@ -57,18 +57,6 @@ class AttnBench:
         stats.options["timer"] = record.contract
         for duration in measured.durations:
             stats.update(duration)
-
-    def _stop_if_device_is_lost(self, impl: Implementation) -> None:
-        """End the run when the error left the CUDA device unusable: every later record would fail with it."""
-        if self._session.device.type != "cuda":
-            return
-        import torch
-
-        try:
-            torch.cuda.synchronize(self._session.device)
-        except RuntimeError as error:
-            first_line = str(error).partition("\n")[0]
-            self._pytest_session.shouldstop = f"{impl.name} left the CUDA device unusable: {first_line}"
 
 
 def check_benchmark_plugin() -> None:

@@ -61,6 +61,7 @@ def attn_check(request: pytest.FixtureRequest, attn_impl: Implementation) -> Che
 
     def check(case: Case, direction: Direction) -> None:
         __tracebackhide__ = True
+        session.end_if_device_is_lost()
         try:
             verdict = judge(attn_impl, case, direction, session.device)
         except Unavailable as error:
@@ -72,7 +73,9 @@ def attn_check(request: pytest.FixtureRequest, attn_impl: Implementation) -> Che
         session.judged(attn_impl.name, verdict.ratio, case.id)
         if not verdict.ok:
             command = repeat_command(request.config, attn_impl, case, direction)
-            raise Mismatch(f"{verdict.explain()}\n  repeat: {command}") from verdict.raised
+            report = f"{verdict.explain()}\n  repeat: {command}"
+            session.end_if_device_is_lost(report)
+            raise Mismatch(report) from verdict.raised
 
     return check
 
@@ -119,4 +122,4 @@ def attn_bench(request: pytest.FixtureRequest) -> AttnBench:
 
     if not request.config.pluginmanager.has_plugin("benchmark"):
         pytest.fail("timing needs the plugin pytest-benchmark, which is blocked or not installed", pytrace=False)
-    return AttnBench(request.getfixturevalue("benchmark"), attn_session(request.config), request.session)
+    return AttnBench(request.getfixturevalue("benchmark"), attn_session(request.config))

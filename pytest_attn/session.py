@@ -49,6 +49,7 @@ class AttnSession:
     records: list[Record] = field(default_factory=list)
     unsupported: dict[tuple[str, str, str], Record] = field(default_factory=dict)
     accuracy: dict[str, Accuracy] = field(default_factory=dict)
+    lost: str | None = None
 
     @cached_property
     def grid_name(self) -> str:
@@ -81,6 +82,19 @@ class AttnSession:
         accuracy.cases += 1
         if ratio > accuracy.worst:
             accuracy.worst, accuracy.where = ratio, where
+
+    def end_if_device_is_lost(self, report: str | None = None) -> None:
+        """End the whole run when the CUDA device has become unusable; ``report`` says what happened just before.
+
+        Whatever ran next in this process would fail with the same error, and hypothesis would shrink to a case that
+        has nothing to do with it. What was measured is still written.
+        """
+        from pytest_attn.perf.device import lost_device
+
+        if report is not None and self.lost is None and (error := lost_device(self.device)) is not None:
+            self.lost = f"the CUDA device is unusable ({error}) after this:\n{report}"
+        if self.lost is not None:
+            pytest.exit(self.lost, returncode=pytest.ExitCode.TESTS_FAILED)
 
     def run(self) -> Run:
         """Return the run so far, with what it says about itself."""

@@ -30,6 +30,20 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", wanted)
 
 
+def lost_device(device: torch.device) -> str | None:
+    """Return the first line of the error that has left ``device`` unusable for this process, or ``None``.
+
+    After an illegal address in one kernel every later CUDA call of the process fails with it.
+    """
+    if device.type != "cuda":
+        return None
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        return str(error).partition("\n")[0]
+    return None
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """Return what must agree for two runs to be compared: GPU, driver and power limit, or CPU and threads."""
     if device.type == "cuda":

@@ -17,6 +17,7 @@ from attn_impls.problem import Direction, Problem
 from pytest_attn.correctness.case import Case, Tensors, make_tensors
 from pytest_attn.correctness.judge import NotDifferentiable, WrongOutput, judge_results, poison, run
 from pytest_attn.perf.contract import Contract
+from pytest_attn.perf.device import lost_device
 from pytest_attn.perf.memory import SavedBytes, nbytes, peak_bytes
 from pytest_attn.perf.record import Memory, Record, Time
 from pytest_attn.perf.timers import Call, HostBound, timer_for
@@ -56,10 +57,10 @@ def measure_rounds(
     if reason is not None:
         return Measured(replace(record, status="unsupported", reason=reason))
     measured = _attempt(impl, problem, direction, device, contract, record)
-    if device.type == "cuda":
-        if measured.record.status != "ok":
-            # A traceback kept the tensors of its frames in a cycle.
-            gc.collect()
+    if measured.record.status != "ok":
+        # A traceback kept the tensors of its frames in a cycle.
+        gc.collect()
+    if device.type == "cuda" and lost_device(device) is None:
         torch.cuda.empty_cache()
     return measured
 
