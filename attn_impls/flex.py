@@ -30,6 +30,15 @@ def _why_not() -> str | None:
     return None
 
 
+def _rules(problem: Problem, device_type: str) -> str | None:
+    # Short queries go to a decoding kernel that packs a group of heads into one tile of rows. Beyond 128 rows inductor
+    # finds no kernel at all and raises NoValidChoicesError (seen with torch 2.11 on an H100).
+    rows = problem.q_len * problem.heads // problem.kv_heads
+    if problem.heads != problem.kv_heads and problem.q_len < 128 < rows:
+        return f"packs at most 128 rows of grouped heads for q_len < 128, not {rows}"
+    return None
+
+
 @lru_cache(maxsize=1)
 def _compiled() -> Callable[..., torch.Tensor]:
     # Static shapes: what a user who compiles for one model gets, and a graph that never changes under a timer.
@@ -76,6 +85,7 @@ def _softcap(cap: float | None) -> Callable[..., torch.Tensor] | None:
         softcap=True,
         scale=True,
         compiles_per_shape=True,
+        also=_rules,
         min_compute_capability=(8, 0),
     ),
     probe=_why_not,

@@ -28,7 +28,7 @@ _FEW_PROBLEMS = (
     Problem(1, 2, 2, 64, 64, 64, "fp32"),
     Problem(1, 2, 2, 129, 129, 64, "bf16", CAUSAL),
     Problem(2, 4, 2, 256, 256, 128, "fp16", CAUSAL),
-    Problem(1, 2, 1, 100, 257, 64, "fp32", CAUSAL),
+    Problem(1, 2, 1, 130, 257, 64, "fp32", CAUSAL),
     Problem(1, 4, 1, 128, 128, 32, "bf16", Mask("window", 31, 0), layout="bhsd"),
     Problem(2, 2, 2, 65, 63, 64, "fp16", Mask("causal_top_left"), scale=0.3),
     Problem(1, 3, 3, 130, 130, 64, "bf16", softcap=20.0),
