@@ -128,7 +128,7 @@ def test_list_shows_implementations_with_what_they_claim(capsys: pytest.CaptureF
     rows = {line.split()[0]: line.split() for line in out.splitlines()}
     assert rows["naive"][1:5] == ["available", "cpu,cuda", "fp32,bf16,fp16", "1..1024"]
     assert "backward" in rows["naive"][-1]
-    assert "  8..128 in multiples of 8  " in out
+    assert "  8..256 in multiples of 8  " in out
 
 
 def test_list_says_why_one_is_missing_and_survives_a_broken_one(

@@ -1,0 +1,109 @@
+"""pytest inside pytest: a folder with the suite's tests in it and a stranger's implementations beside them."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from attn_impls import Direction, Problem, discover
+from attn_impls.problem import CAUSAL
+from pytest_attn.perf.contract import contract_for
+from pytest_attn.perf.measure import measure
+
+ROOT = Path(__file__).resolve().parents[2]
+
+KERNELS = """
+import torch
+
+def right(q, k, v, causal=False, factor=1.0):
+    scores = factor * (q.float() @ k.float().mT) / q.shape[-1] ** 0.5
+    if causal:
+        scores = scores.masked_fill(scores.new_ones(scores.shape[-2:]).triu(1).bool(), float("-inf"))
+    return (scores.softmax(-1) @ v.float()).to(q.dtype)
+
+def off_by_one_percent(q, k, v, causal=False):
+    return right(q, k, v, causal, 1.01)
+
+def nan(q, k, v, causal=False):
+    out = right(q, k, v, causal).clone()
+    out[0, 0, 0, 0] = float("nan")
+    return out
+
+def short(q, k, v, causal=False):
+    return right(q, k, v, causal)[:, :, :-1]
+
+def double(q, k, v, causal=False):
+    return right(q, k, v, causal).double()
+
+def nothing(q, k, v, causal=False):
+    right(q, k, v, causal)
+
+def raising(q, k, v, causal=False):
+    raise RuntimeError("kernel exploded")
+
+def full_card(q, k, v, causal=False):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 12.50 GiB. GPU 0 has 1 GiB free.")
+
+def unavailable(q, k, v, causal=False):
+    from attn_impls import Unavailable
+    raise Unavailable("no compiler")
+
+def interrupted(q, k, v, causal=False):
+    import os, signal
+    os.kill(os.getpid(), signal.SIGINT)
+    return right(q, k, v, causal)
+
+def plain(q, k, v):
+    return right(q, k, v)
+"""
+
+TINY = """
+[[problem]]
+batch = 1
+heads = 2
+seq = 16
+head_dim = 8
+dtype = "fp32"
+mask = ["full", "causal"]
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torch_is_whole() -> None:
+    """Import all that registers operators with torch before a nested run does: it forgets what it imports itself."""
+    naive = discover()["naive"]
+    problem = Problem(1, 1, 1, 2, 2, 2, "fp32", CAUSAL)
+    for direction in Direction:
+        assert measure(naive, problem, direction, torch.device("cpu"), contract_for("wall", "cpu")).status == "ok"
+
+
+def lay_out(pytester: pytest.Pytester, suite: str) -> None:
+    """Put the suite's tests (``correctness`` or ``perf``), ``mykernels.py`` and ``tiny.toml`` into the folder."""
+    shutil.copy(ROOT / "conftest.py", pytester.path)
+    (test,) = (ROOT / "tests" / suite).glob("test_*.py")
+    shutil.copy(test, pytester.path)
+    (pytester.path / "mykernels.py").write_text(KERNELS)
+    (pytester.path / "tiny.toml").write_text(TINY)
+
+
+def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+    """Run pytest there, in this process."""
+    return pytester.runpytest_inprocess("-p", "no:cacheprovider", *arguments)
+
+
+def said(result: pytest.RunResult) -> str:
+    """Everything that a run printed."""
+    return f"{result.stdout}\n{result.stderr}"
+
+
+def repeat_commands(result: pytest.RunResult) -> list[list[str]]:
+    """Return the arguments of each command that the failures printed."""
+    commands = [
+        shlex.split(line.removeprefix("  repeat: ")) for line in result.outlines if line.startswith("  repeat: ")
+    ]
+    assert all(command[0] == "pytest" for command in commands)
+    return [command[1:] for command in commands]

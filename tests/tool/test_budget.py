@@ -1,0 +1,201 @@
+"""The error budget: right implementations pass in each dtype, wrong ones fail and say where."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from attn_impls import Capabilities, Implementation, as_implementation
+from attn_impls.naive import naive
+from attn_impls.problem import CAUSAL, FULL, Direction, Problem
+from pytest_attn.correctness.budget import judge_tensor
+from pytest_attn.correctness.case import Case, make_tensors
+from pytest_attn.correctness.judge import Verdict, judge, judge_results
+from pytest_attn.correctness.oracle import Truth
+from pytest_attn.correctness.regimes import REGIMES
+
+CPU = torch.device("cpu")
+PROBLEM = Problem(1, 2, 2, 33, 33, 16, "fp32", CAUSAL)
+DTYPES = pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+DIRECTIONS = pytest.mark.parametrize("direction", [Direction.FWD, Direction.BWD])
+
+
+def exact(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem, factor: float = 1.0) -> torch.Tensor:
+    """Attention in float32 inside, as a fused kernel does it; ``factor`` spoils the scale."""
+    scores = (q.float() @ k.float().mT) * (factor * problem.softmax_scale)
+    if problem.mask == CAUSAL:
+        scores = scores.masked_fill(scores.new_ones(scores.shape[-2:]).triu(1).bool(), -torch.inf)
+    return (scores.softmax(-1) @ v.float()).to(q.dtype)
+
+
+def verdict(fn: Callable[..., Any], problem: Problem = PROBLEM, direction: Direction = Direction.FWD) -> Verdict:
+    return judge(as_implementation(fn, "mine"), Case(problem), direction, CPU)
+
+
+@DTYPES
+@DIRECTIONS
+@pytest.mark.parametrize("regime", REGIMES)
+def test_a_right_one_passes(regime: str, direction: Direction, dtype: str) -> None:
+    for seed, head_dim, kv_len in ((0, 64, 65), (1, 128, 33), (2, 1, 17)):
+        problem = Problem(1, 2, 2, kv_len, kv_len, head_dim, dtype, CAUSAL)
+        result = judge(as_implementation(exact, "mine"), Case(problem, regime, seed), direction, CPU)
+        assert result.ok, result.explain()
+        assert 0 <= result.ratio <= 1
+        assert [t.name for t in result.tensors] == ["out"] + ["dq", "dk", "dv"] * (direction is Direction.BWD)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@DIRECTIONS
+@pytest.mark.parametrize("factor", [1.01, 0.99])
+def test_a_scale_one_percent_off_fails(factor: float, direction: Direction, dtype: str) -> None:
+    problem = dataclasses.replace(PROBLEM, q_len=129, kv_len=129, head_dim=64, dtype=dtype)
+    result = verdict(lambda q, k, v, problem: exact(q, k, v, problem, factor), problem, direction)
+    assert not result.ok
+    assert result.ratio > (100 if dtype == "fp32" else 1)
+
+
+def spoiled(change: Callable[[torch.Tensor], object]) -> Callable[..., torch.Tensor]:
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
+        out = exact(q, k, v, problem).clone()
+        change(out)
+        return out
+
+    return attention
+
+
+def put(out: torch.Tensor, value: float) -> None:
+    out[0, 1, 7, 3] = value
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda out: put(out, out[0, 1, 7, 3] + 0.2),
+        lambda out: put(out, math.nan),
+        lambda out: put(out, math.inf),
+        lambda out: out.add_(0.05),
+        lambda out: out.zero_(),
+        lambda out: out.neg_(),
+        lambda out: out.copy_(out.roll(1, dims=2)),
+    ],
+    ids=["element", "nan", "inf", "shift", "zeros", "sign", "rows rolled"],
+)
+def test_wrong_outputs_fail(change: Callable[[torch.Tensor], object], dtype: str) -> None:
+    result = verdict(spoiled(change), dataclasses.replace(PROBLEM, dtype=dtype))
+    assert not result.ok
+    assert result.ratio > 1
+
+
+def test_the_worst_element_is_named() -> None:
+    (tensor,) = verdict(spoiled(lambda out: put(out, 5.0))).tensors
+    assert tensor.index == (0, 1, 7, 3)
+    assert tensor.got == 5.0
+    assert tensor.error == pytest.approx(abs(5.0 - tensor.want))
+    assert tensor.ratio == pytest.approx(tensor.error / tensor.budget)
+    assert tensor.nonfinite == 0
+    text = verdict(spoiled(lambda out: put(out, math.nan))).explain()
+    assert "mine is wrong on b1-h2-kv2-q33-k33-d16-fp32-causal\n  regime normal, seed 0, fwd, on cpu\n" in text
+    assert "WRONG out  error/budget inf (rms inf) at [0, 1, 7, 3]: got nan" in text
+    assert text.endswith("; 1 values are not finite")
+
+
+def test_a_small_error_everywhere_fails_by_its_mean() -> None:
+    # Each element is within twice the largest error of naive, yet all are as bad as naive's worst.
+    truth = Truth({"out": torch.zeros(1000, dtype=torch.float64)}, {"out": torch.full((1000,), 1e-6)})
+    yardstick = torch.zeros(1000)
+    yardstick[0] = 1.0
+    result = judge_tensor("out", torch.full((1000,), 1.5), yardstick, truth)
+    assert result.ratio <= 1 < result.rms_ratio
+    assert not result.ok
+
+
+def test_budget_is_twice_naive_plus_four_times_noise() -> None:
+    truth = Truth({"out": torch.zeros(2, dtype=torch.float64)}, {"out": torch.tensor([0.5, 0.25])})
+    yardstick = torch.tensor([0.0, 3.0])
+    result = judge_tensor("out", torch.tensor([0.0, 7.0]), yardstick, truth)
+    assert result.budget == 2 * 3.0 + 4 * 0.25
+    assert result.ratio == 1.0
+    assert result.rms_ratio == pytest.approx((49 / 2) ** 0.5 / (2 * (9 / 2) ** 0.5 + 4 * ((0.25 + 0.0625) / 2) ** 0.5))
+
+
+@DIRECTIONS
+@DTYPES
+def test_an_exact_naive_is_no_trap(dtype: str, direction: Direction) -> None:
+    problem = Problem(1, 2, 2, 1, 1, 16, dtype, FULL)  # one key: naive's error is 0
+
+    def rounded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
+        return exact(q, k, v, problem) * (1 + torch.finfo(q.dtype).eps)
+
+    assert verdict(rounded, problem, direction).ok
+    percent = verdict(lambda q, k, v, problem: exact(q, k, v, problem) * 1.05, problem, direction)
+    assert not percent.ok
+
+
+@DIRECTIONS
+def test_an_empty_batch_passes(direction: Direction) -> None:
+    result = verdict(exact, dataclasses.replace(PROBLEM, batch=0), direction)
+    assert result.ok, result.explain()
+    assert result.ratio == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "passes"),
+    [
+        (lambda lse: None, True),
+        (lambda lse: lse.mul_(1 + 2**-22), True),
+        (lambda lse: lse[0, 0, 5].fill_(-torch.inf), False),
+        (lambda lse: lse[0, 0, 5].fill_(math.nan), False),
+        (lambda lse: lse.add_(0.01), False),
+        (lambda lse: lse.mul_(1.4427), False),  # in base 2
+    ],
+    ids=["right", "ulp", "-inf", "nan", "shift", "base 2"],
+)
+def test_lse(change: Callable[[torch.Tensor], object], passes: bool) -> None:
+    def attention(q: Any, k: Any, v: Any, problem: Problem, return_lse: bool = False) -> Any:
+        out, lse = naive(q, k, v, problem, return_lse=True)
+        change(lse)
+        return (out, lse) if return_lse else out
+
+    mine = Implementation("mine", attention, Capabilities(returns_lse=True))
+    result = judge(mine, Case(PROBLEM), Direction.FWD, CPU)
+    assert {tensor.name for tensor in result.tensors} == {"out", "lse"}
+    assert {tensor.name: tensor.ok for tensor in result.tensors} == {"out": True, "lse": passes}
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, -1e30, math.inf])
+def test_lse_of_a_row_without_keys_is_minus_infinity(value: float) -> None:
+    problem = dataclasses.replace(PROBLEM, q_len=35)
+    tensors = make_tensors(Case(problem), CPU)
+    _out, lse = naive(tensors.q, tensors.k, tensors.v, problem, return_lse=True)
+    assert judge_results({"lse": lse}, problem, tensors)[0].ok
+    lse[0, 0, 0] = value
+    result = judge_results({"lse": lse}, problem, tensors)[0]
+    assert not result.ok
+    assert result.nonfinite == 1
+
+
+@pytest.mark.parametrize("name", ["dq", "dk", "dv"])
+def test_each_gradient_is_judged(name: str) -> None:
+    class Spoil(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            return gradient * 1.01
+
+    def attention(q: Any, k: Any, v: Any, problem: Problem) -> torch.Tensor:
+        inputs = {"dq": q, "dk": k, "dv": v}
+        inputs[name] = Spoil.apply(inputs[name])
+        return exact(*inputs.values(), problem)
+
+    result = verdict(attention, direction=Direction.BWD)
+    assert [tensor.name for tensor in result.tensors if not tensor.ok] == [name]
+    assert verdict(attention).ok

@@ -1,0 +1,85 @@
+"""The terms of a measurement and the machine it is taken on: what is picked, what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pytest_attn.perf.contract import contract_for
+from pytest_attn.perf.device import environment, machine, pick_device
+
+
+@pytest.mark.parametrize(
+    ("timer", "device", "expected"),
+    [
+        ("auto", "cpu", "wall/1"),
+        ("auto", "cuda", "events/1"),
+        ("wall", "cpu", "wall/1"),
+        ("events", "cuda", "events/1"),
+    ],
+)
+def test_contracts(timer: str, device: str, expected: str) -> None:
+    contract = contract_for(timer, device)
+    assert contract.id == expected
+    assert 2 <= contract.min_rounds < contract.max_rounds
+
+
+@pytest.mark.parametrize(
+    ("timer", "device", "sentence"),
+    [
+        ("sundial", "cpu", "timer 'sundial' is not one of auto, events, wall"),
+        ("events", "cpu", "timer 'events' needs a CUDA device, not cpu"),
+        ("wall", "cuda", "timer 'wall' would time the launches of a CUDA device, not its work; use 'events'"),
+    ],
+)
+def test_contract_refusals(timer: str, device: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=r".") as refused:
+        contract_for(timer, device)
+    assert str(refused.value) == sentence
+
+
+def pretend_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "device"),
+    [
+        ("auto", 0, "cpu"),
+        ("cpu", 0, "cpu"),
+        ("cpu", 2, "cpu"),
+        ("auto", 2, "cuda:0"),
+        ("cuda", 2, "cuda:0"),
+        ("cuda:1", 2, "cuda:1"),
+    ],
+)
+def test_devices(monkeypatch: pytest.MonkeyPatch, name: str, count: int, device: str) -> None:
+    pretend_gpus(monkeypatch, count)
+    assert pick_device(name) == torch.device(device)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "sentence"),
+    [
+        *(
+            (name, 2, f"device {name!r} is not one of auto, cpu, cuda, cuda:0, cuda:1, ...")
+            for name in ("tpu", "", "cpu:0", "auto:1", "cuda:x", "cuda:-1")
+        ),
+        ("cuda", 0, "device 'cuda' asked for, but this machine has no CUDA device that torch can use"),
+        ("cuda:2", 2, "device 'cuda:2' asked for, but this machine has 2 CUDA device(s)"),
+    ],
+)
+def test_device_refusals(monkeypatch: pytest.MonkeyPatch, name: str, count: int, sentence: str) -> None:
+    pretend_gpus(monkeypatch, count)
+    with pytest.raises(ValueError, match=r".") as refused:
+        pick_device(name)
+    assert str(refused.value) == sentence
+
+
+def test_machine_and_environment_of_a_cpu() -> None:
+    found = machine(torch.device("cpu"))
+    assert set(found) == {"device", "device_type", "capability", "cores", "threads"}
+    assert found["device_type"] == "cpu"
+    assert found["threads"] == torch.get_num_threads()
+    assert environment()["torch"] == torch.__version__

@@ -1,0 +1,227 @@
+"""Measuring on a CPU: what is timed and what is not, and a status with a reason for whatever happens."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+import warnings
+from typing import Any
+
+import pytest
+import torch
+
+from attn_impls import Capabilities, Implementation, Unavailable, as_implementation
+from attn_impls.naive import naive
+from attn_impls.problem import CAUSAL, Direction, Problem
+from pytest_attn.perf import measure as measuring
+from pytest_attn.perf.contract import Contract
+from pytest_attn.perf.measure import is_out_of_memory, measure, measure_rounds
+from pytest_attn.perf.record import Record
+from pytest_attn.perf.timers import HostBound
+
+CPU = torch.device("cpu")
+QUICK = Contract("wall", 1, warmup_s=0.0, min_rounds=3, max_rounds=3, budget_s=0.0)
+SMALL = Problem(1, 2, 2, 16, 16, 8, "fp32", CAUSAL)
+
+
+def measured(fn: Any, problem: Problem = SMALL, direction: Direction = Direction.FWD) -> Record:
+    return measure(as_implementation(fn, "mine"), problem, direction, CPU, QUICK)
+
+
+def right(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
+    result: torch.Tensor = naive(q, k, v, problem)
+    return result
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_a_right_implementation(direction: Direction) -> None:
+    result = measure_rounds(as_implementation(right, "mine"), SMALL, direction, CPU, QUICK)
+    record = result.record
+    assert record.key == ("mine", SMALL.id, direction.value)
+    assert (record.status, record.reason, record.contract) == ("ok", None, "wall/1")
+    assert record.time_s is not None
+    assert record.time_s.n == len(result.durations) == 3
+    assert record.time_s.median == sorted(result.durations)[1]
+    assert min(result.durations) <= record.time_s.p10 <= record.time_s.median <= record.time_s.p90
+    assert record.accuracy is not None
+    assert 0 <= record.accuracy["error_ratio"] <= 1
+    assert record.memory is not None
+    assert (record.memory.saved_bytes is None) == (direction is Direction.FWD)
+
+
+def test_unsupported() -> None:
+    record = measured(right, dataclasses.replace(SMALL, kv_heads=1))
+    assert (record.status, record.reason, record.time_s) == ("unsupported", "has no grouped-query attention", None)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 12.50 GiB. GPU 0 has 1 GiB free."),
+            "oom",
+            "out of memory: asked for 12.50 GiB",
+        ),
+        (
+            RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes."),
+            "oom",
+            "out of memory: asked for 64 bytes",
+        ),
+        (MemoryError(), "oom", "out of memory"),
+        (RuntimeError("kernel exploded\nat line 3"), "error", "RuntimeError: kernel exploded"),
+        (ValueError(), "error", "ValueError: without a message"),
+    ],
+)
+def test_whatever_is_raised_is_recorded(error: Exception, status: str, reason: str) -> None:
+    def attention(q: Any, k: Any, v: Any, problem: Problem) -> torch.Tensor:
+        raise error
+
+    record = measured(attention)
+    assert (record.status, record.reason, record.time_s, record.memory) == (status, reason, None, None)
+
+
+def test_one_that_fails_in_a_later_round() -> None:
+    calls: list[None] = []
+
+    def attention(q: Any, k: Any, v: Any, problem: Problem) -> torch.Tensor:
+        calls.append(None)
+        if len(calls) > 3:
+            raise torch.OutOfMemoryError("Tried to allocate 2.00 MiB")
+        return right(q, k, v, problem)
+
+    record = measured(attention)
+    assert (record.status, record.reason, record.time_s) == ("oom", "out of memory: asked for 2.00 MiB", None)
+
+
+def test_a_wrong_result_is_not_timed() -> None:
+    calls: list[None] = []
+
+    def attention(q: Any, k: Any, v: Any, problem: Problem) -> torch.Tensor:
+        calls.append(None)
+        return right(q * 1.01, k, v, problem)
+
+    record = measured(attention)
+    assert record.status == "error"
+    assert str(record.reason).startswith("wrong result: the error is ")
+    assert str(record.reason).endswith(" times its budget")
+    assert len(calls) == 1
+    assert measured(lambda q, k, v, problem: right(q, k, v, problem) * math.nan).status == "error"
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_a_wrong_result_of_grouped_heads_is_seen(kv_heads: int) -> None:
+    problem = dataclasses.replace(SMALL, heads=4, kv_heads=kv_heads)
+
+    def shuffled(q: Any, k: Any, v: Any, problem: Problem) -> torch.Tensor:
+        return right(q.roll(1, dims=1), k, v, problem)
+
+    for fn, status in ((right, "ok"), (shuffled, "error")):
+        impl = Implementation("mine", fn, Capabilities(gqa=True))
+        assert measure(impl, problem, Direction.BWD, CPU, QUICK).status == status
+
+
+@pytest.mark.parametrize(
+    ("fn", "direction", "reason"),
+    [
+        (lambda q, k, v, problem: None, Direction.FWD, "the output is None, not a tensor"),
+        (lambda q, k, v, problem: q.double(), Direction.FWD, "the output has dtype torch.float64, not torch.float32"),
+        (lambda q, k, v, problem: q.detach(), Direction.BWD, "mine returned an output without a gradient function"),
+    ],
+)
+def test_outputs_that_cannot_be_compared(fn: Any, direction: Direction, reason: str) -> None:
+    record = measured(fn, direction=direction)
+    assert (record.status, record.reason) == ("error", reason)
+
+
+def test_host_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Late:
+        def rounds(self, prepare: object, contract: Contract) -> list[float]:
+            raise HostBound("the device waits for the host")
+
+    monkeypatch.setattr(measuring, "timer_for", lambda contract, device: Late())
+    record = measured(right)
+    assert (record.status, record.reason) == ("host_bound", "the device waits for the host")
+
+
+def test_unavailable_passes_through() -> None:
+    def attention(q: Any, k: Any, v: Any, problem: Problem) -> torch.Tensor:
+        raise Unavailable("no compiler")
+
+    with pytest.raises(Unavailable, match="no compiler"):
+        measured(attention)
+
+
+def test_compilation_is_the_first_call_less_a_round() -> None:
+    calls: list[None] = []
+
+    def attention(q: Any, k: Any, v: Any, problem: Problem) -> torch.Tensor:
+        if not calls:
+            time.sleep(0.2)
+        calls.append(None)
+        return right(q, k, v, problem)
+
+    record = measured(attention)
+    assert record.compile_s is not None
+    assert 0.15 < record.compile_s < 2
+    assert record.time_s is not None
+    assert record.time_s.median < 0.1
+
+
+def test_a_slow_call_is_no_compilation() -> None:
+    def attention(q: Any, k: Any, v: Any, problem: Problem) -> torch.Tensor:
+        time.sleep(0.2)
+        return right(q, k, v, problem)
+
+    record = measured(attention)
+    assert record.compile_s is not None
+    assert record.compile_s < 0.15
+
+
+def test_one_wrong_gradient_is_enough() -> None:
+    def attention(q: Any, k: Any, v: Any, problem: Problem) -> torch.Tensor:
+        copy = v.clone()
+        if copy.requires_grad:
+            copy.register_hook(lambda gradient: gradient * 1.05)
+        return right(q, k, copy, problem)
+
+    assert measured(attention, direction=Direction.FWD).status == "ok"
+    assert measured(attention, direction=Direction.BWD).status == "error"
+
+
+def test_forward_is_timed_without_a_graph_and_backward_alone() -> None:
+    seen: list[bool] = []
+
+    def attention(q: torch.Tensor, k: Any, v: Any, problem: Problem) -> torch.Tensor:
+        seen.append(torch.is_grad_enabled() and q.requires_grad)
+        time.sleep(0.1)
+        return right(q, k, v, problem)
+
+    forward = measured(attention)
+    assert not any(seen)
+    seen.clear()
+    backward, both = (measured(attention, direction=d) for d in (Direction.BWD, Direction.FWD_BWD))
+    assert all(seen)
+    assert forward.time_s is not None
+    assert backward.time_s is not None
+    assert both.time_s is not None
+    assert backward.time_s.median < 0.1 <= min(forward.time_s.median, both.time_s.median)
+
+
+def test_a_warning_is_no_error() -> None:
+    def attention(q: Any, k: Any, v: Any, problem: Problem) -> torch.Tensor:
+        warnings.warn("slow path", stacklevel=1)
+        return right(q, k, v, problem)
+
+    assert measured(attention).status == "ok"
+
+
+def test_an_empty_batch_is_measured() -> None:
+    record = measured(right, dataclasses.replace(SMALL, batch=0))
+    assert (record.status, record.accuracy) == ("ok", None)
+
+
+def test_out_of_memory_is_told_from_other_errors() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("x"))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))

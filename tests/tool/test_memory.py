@@ -1,0 +1,75 @@
+"""Memory on a CPU: the peak by formula, and what autograd keeps for the backward pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attn_impls.naive import naive
+from attn_impls.problem import FULL, Direction, Problem
+from attn_impls.sdpa import sdpa_flash
+from pytest_attn.perf.contract import Contract
+from pytest_attn.perf.measure import measure
+from pytest_attn.perf.memory import SavedBytes, nbytes, peak_bytes
+
+CPU = torch.device("cpu")
+QUICK = Contract("wall", 1, warmup_s=0.0, min_rounds=3, max_rounds=3, budget_s=0.0)
+LONG = Problem(1, 2, 2, 512, 512, 16, "fp32", FULL)
+SCORES = 2 * 512 * 512 * 4
+INPUT = 2 * 512 * 16 * 4
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_peak_memory_of_naive_is_its_score_matrix_and_fused_has_none(direction: Direction) -> None:
+    plain, fused = (measure(impl, LONG, direction, CPU, QUICK).memory for impl in (naive, sdpa_flash))
+    assert plain is not None
+    assert fused is not None
+    # The product and its scaled copy, or the scores and their softmax, lie side by side.
+    matrices = 2 if direction is Direction.FWD else 3
+    assert (matrices - 1) * SCORES + INPUT <= plain.peak_bytes <= matrices * SCORES + 12 * INPUT
+    assert fused.peak_bytes < 0.5 * plain.peak_bytes
+    outputs = {Direction.FWD: 1, Direction.BWD: 3, Direction.FWD_BWD: 4}[direction]
+    assert plain.workspace_bytes == plain.peak_bytes - outputs * INPUT
+
+
+def test_forward_peak_is_two_score_matrices_to_the_byte() -> None:
+    memory = measure(naive, LONG, Direction.FWD, CPU, QUICK).memory
+    assert memory is not None
+    assert 2 * SCORES <= memory.peak_bytes <= 2 * SCORES + 4 * INPUT
+
+
+def test_saved_bytes() -> None:
+    plain, fused = (measure(impl, LONG, Direction.BWD, CPU, QUICK).memory for impl in (naive, sdpa_flash))
+    assert plain is not None
+    assert plain.saved_bytes is not None
+    assert fused is not None
+    assert fused.saved_bytes is not None
+    assert SCORES <= plain.saved_bytes <= SCORES + 4 * INPUT  # the weights
+    assert INPUT <= fused.saved_bytes <= 3 * INPUT  # out and the LSE
+
+
+def test_saved_bytes_count_a_storage_once_and_no_input() -> None:
+    x = torch.ones(10, requires_grad=True)
+    saved = SavedBytes([x])
+    with saved:
+        y = x.exp()  # keeps y
+        z = y.tanh() * y  # keeps z's tanh, and y again
+        (x * x).sum()  # keeps only x
+    assert saved.total == 2 * nbytes([y])
+    z.sum().backward()  # what was counted was left as it was
+    assert x.grad is not None
+
+
+def test_peak_counts_what_was_there_before_the_measured_step() -> None:
+    kept: list[torch.Tensor] = []
+
+    def before() -> None:
+        kept.append(torch.empty(1000, dtype=torch.uint8))
+        torch.empty(50_000, dtype=torch.uint8)  # given back before the measured step
+
+    def step() -> torch.Tensor:
+        torch.empty(6000, dtype=torch.uint8)
+        return torch.empty(2000, dtype=torch.uint8)
+
+    assert peak_bytes(before, step, CPU) == pytest.approx(1000 + 6000, abs=256)
+    assert peak_bytes(lambda: None, lambda: None, CPU) == 0
