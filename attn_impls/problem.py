@@ -39,6 +39,14 @@ def _prefix_pairs(q_len: int, kv_len: int, diagonal: int) -> int:
     return ramp + (q_len - full) * kv_len
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) or _is_whole(value)
+
+
 @dataclass(frozen=True, slots=True)
 class Mask:
     """Which keys a query sees.
@@ -61,8 +69,8 @@ class Mask:
         for name, bound in (("left", self.left), ("right", self.right)):
             if bound is not None and self.kind != "window":
                 raise ValueError(f"mask {self.kind!r} takes no {name}={bound}; only 'window' does")
-            if bound is not None and bound < 0:
-                raise ValueError(f"window {name}={bound} is negative")
+            if bound is not None and (not _is_whole(bound) or bound < 0):
+                raise ValueError(f"window {name}={bound!r} is not a whole number from 0")
         if self.kind == "window" and self.left is None and self.right is None:
             raise ValueError("a window needs left or right; without either it is 'full'")
 
@@ -133,7 +141,7 @@ class Problem:
     def __post_init__(self) -> None:
         for name in ("batch", "heads", "kv_heads", "q_len", "kv_len", "head_dim"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
+            if not _is_whole(value):
                 raise ValueError(f"{name}={value!r} is not a whole number")
             if value < (0 if name == "batch" else 1):
                 raise ValueError(f"{name}={value} is too small")
@@ -145,8 +153,8 @@ class Problem:
             raise ValueError(f"layout {self.layout!r} is not one of {', '.join(LAYOUTS)}")
         for name in ("softcap", "scale"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name}={value} is not a positive number")
+            if value is not None and not (_is_number(value) and math.isfinite(value) and value > 0):
+                raise ValueError(f"{name}={value!r} is not a positive number")
 
     @property
     def id(self) -> str:
@@ -204,19 +212,26 @@ class Problem:
     def from_dict(cls, data: Mapping[str, Any]) -> Problem:
         """Build a problem from :meth:`to_dict`'s form.
 
-        Raises ``ValueError`` for unknown or missing keys.
+        The mask may be its kind alone. Raises ``ValueError`` for unknown or missing keys and values that do not fit.
         """
-        fields = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(data) - fields)
-        if unknown:
-            raise ValueError(f"unknown problem keys: {', '.join(unknown)}; allowed: {', '.join(sorted(fields))}")
+        _refuse_unknown("problem", data, cls)
         values = dict(data)
         mask = values.get("mask", FULL)
         if isinstance(mask, str):
             values["mask"] = Mask(mask)
         elif isinstance(mask, Mapping):
+            _refuse_unknown("mask", mask, Mask)
             values["mask"] = Mask(**mask)
+        elif not isinstance(mask, Mask):
+            raise ValueError(f"mask {mask!r} is neither a kind nor a table with kind, left and right")
         try:
             return cls(**values)
         except TypeError as error:
             raise ValueError(f"not a problem: {error}") from None
+
+
+def _refuse_unknown(what: str, data: Mapping[str, Any], cls: type) -> None:
+    allowed = {field.name for field in dataclasses.fields(cls)}
+    unknown = sorted(str(key) for key in set(data) - allowed)
+    if unknown:
+        raise ValueError(f"unknown {what} keys: {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}")

@@ -83,8 +83,8 @@ def attn_check(request: pytest.FixtureRequest, attn_impl: Implementation) -> Che
 def unavailable(session: AttnSession, impl: Implementation, error: Unavailable) -> NoReturn:
     """Skip a test whose implementation turned out not to run here, or fail it when it was asked for by name."""
     if session.explicit:
-        pytest.fail(f"{impl.name} cannot run here: {error}", pytrace=False)
-    pytest.skip(f"{impl.name} cannot run here: {error}")
+        raise pytest.fail.Exception(f"{impl.name} cannot run here: {error}", pytrace=False) from None
+    raise pytest.skip.Exception(f"{impl.name} cannot run here: {error}") from None
 
 
 def repeat_command(config: pytest.Config, impl: Implementation, case: Case, direction: Direction) -> str:

@@ -99,5 +99,6 @@ def impl_names(config: pytest.Config) -> Sequence[str]:
 
 
 def names_something(config: pytest.Config) -> bool:
-    """Tell whether an option names an implementation, a device or a grid: a wrong name is refused early."""
-    return bool(impl_names(config) or config.getoption("attn_grid") or config.getoption("attn_device") != "auto")
+    """Tell whether an option names what only a session can check: a wrong name is refused before collection."""
+    named = impl_names(config) or config.getoption("attn_grid")
+    return bool(named) or any(config.getoption(option) != "auto" for option in ("attn_device", "attn_timer"))

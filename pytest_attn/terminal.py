@@ -74,6 +74,7 @@ class Progress:
         self._done = 0
         self._began = 0.0
         self._reported = 0
+        self._over = False
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Count the timed cells."""
@@ -96,14 +97,23 @@ class Progress:
             self._reporter.rewrite(f"{self._position(self._done + 1)} {self._cells[nodeid]} ...", erase=True)
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
-        """Replace the dot of a timed cell by its line; failures keep their letter out of the way too."""
-        if report.nodeid not in self._cells:
-            return None
-        if report.when == "call" or (report.when == "setup" and not report.passed):
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Write the line of a cell that is done."""
+        if report.nodeid in self._cells and (report.when == "call" or (report.when == "setup" and not report.passed)):
             self._done += 1
             self._line(report)
-        return (report.outcome if report.when == "call" or not report.passed else "", "", "")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
+        """Take the dot of a timed cell away, since it has a line; leave the word to pytest's own summary."""
+        if report.nodeid not in self._cells or self._over or (report.when != "call" and report.passed):
+            return None
+        return report.outcome, "", ""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        """From here on pytest asks for the words of its summary."""
+        self._over = True
 
     def _line(self, report: pytest.TestReport) -> None:
         session = attn_session(self._config)

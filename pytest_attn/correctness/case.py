@@ -29,6 +29,8 @@ class Case:
     def __post_init__(self) -> None:
         if self.regime not in REGIMES:
             raise ValueError(f"regime {self.regime!r} is not one of {', '.join(REGIMES)}")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed {self.seed!r} is not a whole number from 0")
 
     @property
     def id(self) -> str:
@@ -55,7 +57,7 @@ class Case:
             raise ValueError(
                 f"a case needs a problem, and may have regime and seed, not {', '.join(unknown) or 'this'}"
             )
-        return cls(Problem.from_dict(data["problem"]), str(data.get("regime", "normal")), int(data.get("seed", 0)))
+        return cls(Problem.from_dict(data["problem"]), str(data.get("regime", "normal")), data.get("seed", 0))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
