@@ -1,4 +1,4 @@
-"""The suite: tests that judge attention implementations. Run them with ``pytest -m correctness`` and ``pytest -m perf``.
+"""The suite: tests that judge attention implementations, run by ``pytest -m correctness`` and ``pytest -m perf``.
 
 From an installed wheel, in any folder: ``pytest --pyargs pytest_attn.suite -m correctness --attn-impl NAME``.
 """
