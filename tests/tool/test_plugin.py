@@ -43,6 +43,11 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--attn-direction", "fwd,up"], "--attn-direction 'fwd,up': 'up' is not one of fwd, bwd, fwd_bwd"),
     (["--attn-direction", ""], "--attn-direction '': '' is not one of fwd, bwd, fwd_bwd"),
     (["--attn-timer", "sundial"], "--attn-timer 'sundial' is not one of auto, events, wall"),
+    (["--attn-device", "cpu", "--attn-timer", "events"], "timer 'events' needs a CUDA device, not cpu"),
+    (
+        ["--attn-repro", REPRO.replace('"seed":0', '"seed":null')],
+        "--attn-repro: seed None is not a whole number from 0",
+    ),
     (["--attn-device", "tpu"], "device 'tpu' is not one of auto, cpu, cuda, cuda:0, cuda:1, ..."),
     (["--attn-device", "cuda"], "device 'cuda' asked for, but this machine has no CUDA device that torch can use"),
     (["--attn-repro", "{"], "--attn-repro is not JSON: "),
