@@ -13,6 +13,8 @@ from enum import StrEnum
 from typing import Any
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+# Above any problem there is, and small enough that no formula overflows a float.
+_LARGEST = 2**40
 MASK_KINDS = ("full", "causal", "causal_top_left", "window")
 LAYOUTS = ("bshd", "bhsd")
 
@@ -145,6 +147,8 @@ class Problem:
                 raise ValueError(f"{name}={value!r} is not a whole number")
             if value < (0 if name == "batch" else 1):
                 raise ValueError(f"{name}={value} is too small")
+            if value > _LARGEST:
+                raise ValueError(f"{name} is larger than {_LARGEST}")
         if self.heads % self.kv_heads:
             raise ValueError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}")
         if self.dtype not in DTYPE_BYTES:

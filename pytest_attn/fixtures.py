@@ -67,9 +67,11 @@ def attn_check(request: pytest.FixtureRequest, attn_impl: Implementation) -> Che
         except Unavailable as error:
             unavailable(session, attn_impl, error)
         except NotDifferentiable as error:
-            if attn_impl.declared:
+            if attn_impl.declared or attn_impl.name in session.differentiable:
                 raise
             pytest.skip(f"{error}, so its gradients are not checked")
+        if direction is not Direction.FWD:
+            session.differentiable.add(attn_impl.name)
         session.judged(attn_impl.name, verdict.ratio, case.id)
         if not verdict.ok:
             command = repeat_command(request.config, attn_impl, case, direction)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,6 +61,18 @@ def check(config: pytest.Config) -> None:
     if timer not in TIMER_CHOICES:
         raise pytest.UsageError(f"--attn-timer {timer!r} is not one of {', '.join(TIMER_CHOICES)}")
     repro(config)
+    _check_perf_run(config)
+
+
+def _check_perf_run(config: pytest.Config) -> None:
+    """Refuse, before anything is measured, a timed run whose results could not be kept."""
+    path = config.getoption("benchmark_json", None)
+    # pytest-benchmark < 5.3 opens the file itself while it reads the options, and says so when it cannot.
+    if path and not hasattr(path, "write") and not Path(path).absolute().parent.is_dir():
+        raise pytest.UsageError(f"--benchmark-json {path}: there is no folder {Path(path).parent}")
+    marks = config.getoption("markexpr", "")
+    if config.getoption("numprocesses", None) and "perf" in marks and "not perf" not in marks:
+        raise pytest.UsageError("-m perf with -n would time workers that disturb each other; leave -n out")
 
 
 def directions(config: pytest.Config) -> list[Direction]:

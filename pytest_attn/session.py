@@ -49,6 +49,7 @@ class AttnSession:
     records: list[Record] = field(default_factory=list)
     unsupported: dict[tuple[str, str, str], Record] = field(default_factory=dict)
     accuracy: dict[str, Accuracy] = field(default_factory=dict)
+    differentiable: set[str] = field(default_factory=set)
     lost: str | None = None
 
     @cached_property

@@ -69,6 +69,17 @@ class Tensors:
     v: torch.Tensor
     dout: torch.Tensor
 
+    def clone(self) -> Tensors:
+        """Return a copy that nobody else holds."""
+        return Tensors(*(tensor.clone() for tensor in (self.q, self.k, self.v, self.dout)))
+
+    def changed_since(self, kept: Tensors) -> str | None:
+        """Return the name of the first tensor that is no longer what it was in ``kept``, or ``None``."""
+        for name in ("q", "k", "v", "dout"):
+            if not torch.equal(getattr(self, name), getattr(kept, name)):
+                return name
+        return None
+
     def requires_grad(self) -> Tensors:
         """Return the same values as fresh leaves that autograd follows (``dout`` stays as it is)."""
         q, k, v = (tensor.detach().requires_grad_() for tensor in (self.q, self.k, self.v))

@@ -79,12 +79,15 @@ def judge(impl: Implementation, case: Case, direction: Direction, device: torch.
     that it cannot run at all, passes through.
     """
     tensors = make_tensors(case, device)
+    kept = tensors.clone()
     poison(tensors)
     with warnings.catch_warnings(record=True) as warned:
         # A warning is not a wrong result, even where the user turns warnings into errors for tests of their own.
         warnings.simplefilter("always")
         try:
-            got = run(impl, case.problem, tensors, direction)
+            got = run(impl, case.problem, tensors, direction, with_lse=True)
+            if (name := tensors.changed_since(kept)) is not None:
+                raise WrongOutput(f"it changed its input {name}")
         except (Unavailable, NotDifferentiable):
             raise
         except WrongOutput as error:
@@ -108,8 +111,13 @@ def poison(tensors: Tensors) -> None:
     del blocks
 
 
-def run(impl: Implementation, problem: Problem, tensors: Tensors, direction: Direction) -> dict[str, torch.Tensor]:
-    """Call ``impl`` and return its results by name: ``out``, ``lse`` where it gives one, ``dq, dk, dv`` with backward.
+def run(
+    impl: Implementation, problem: Problem, tensors: Tensors, direction: Direction, *, with_lse: bool = False
+) -> dict[str, torch.Tensor]:
+    """Call ``impl`` and return its results by name: ``out``, and with backward ``dq, dk, dv``.
+
+    ``with_lse`` asks an implementation that claims ``returns_lse`` once more, forward, for ``lse`` and the ``out`` that
+    comes with it, named ``out with lse``.
 
     Raises:
         WrongOutput: the output (or a gradient) has the wrong type, shape, dtype or device.
@@ -119,16 +127,11 @@ def run(impl: Implementation, problem: Problem, tensors: Tensors, direction: Dir
     inputs = tensors.requires_grad() if backward else tensors
     results: dict[str, torch.Tensor] = {}
     with torch.set_grad_enabled(backward):
-        if impl.capabilities.returns_lse and not backward:
-            returned = impl(inputs.q, inputs.k, inputs.v, problem, return_lse=True)
-            if not isinstance(returned, tuple) or len(returned) != 2:
-                raise WrongOutput(f"{impl.name} claims returns_lse and returned {_named(returned)}, not (out, lse)")
-            out, results["lse"] = returned
-            _check("lse", results["lse"], tensors.q.shape[:-1], torch.float32, tensors.q.device)
-        else:
-            out = impl(inputs.q, inputs.k, inputs.v, problem)
-    _check("the output", out, tensors.q.shape, tensors.q.dtype, tensors.q.device)
-    results["out"] = out
+        out = impl(inputs.q, inputs.k, inputs.v, problem)
+        _check("the output", out, tensors.q.shape, tensors.q.dtype, tensors.q.device)
+        results["out"] = out
+        if with_lse and impl.capabilities.returns_lse and not backward:
+            results |= _run_with_lse(impl, problem, inputs)
     if backward:
         if not out.requires_grad:
             raise NotDifferentiable(f"{impl.name} returned an output without a gradient function")
@@ -141,14 +144,24 @@ def run(impl: Implementation, problem: Problem, tensors: Tensors, direction: Dir
     return results
 
 
+def _run_with_lse(impl: Implementation, problem: Problem, inputs: Tensors) -> dict[str, torch.Tensor]:
+    returned = impl(inputs.q, inputs.k, inputs.v, problem, return_lse=True)
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise WrongOutput(f"{impl.name} claims returns_lse and returned {_named(returned)}, not (out, lse)")
+    out, lse = returned
+    _check("the output with lse", out, inputs.q.shape, inputs.q.dtype, inputs.q.device)
+    _check("lse", lse, inputs.q.shape[:-1], torch.float32, inputs.q.device)
+    return {"lse": lse, "out with lse": out}
+
+
 def judge_results(got: dict[str, torch.Tensor], problem: Problem, tensors: Tensors) -> Sequence[TensorVerdict]:
     """Compare results by name with the oracle, each under the budget that ``naive`` earns on the same inputs."""
     backward = "dq" in got
     truth = solve(problem, tensors, gradients=backward)
-    yardstick = run(naive, problem, tensors, Direction.FWD)
-    if backward:
-        yardstick |= run(naive, problem, tensors, Direction.BWD)
-    return [judge_tensor(name, tensor, yardstick[name], truth) for name, tensor in got.items()]
+    yardstick = run(naive, problem, tensors, Direction.BWD if backward else Direction.FWD, with_lse=True)
+    return [
+        judge_tensor(name, tensor, yardstick[name.removesuffix(" with lse")], truth) for name, tensor in got.items()
+    ]
 
 
 def _check(what: str, tensor: Any, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:

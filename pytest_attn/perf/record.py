@@ -141,7 +141,7 @@ class Record:
                 kernels=None if kernels is None else tuple(kernels),
                 **{name: data.get(name) for name in _PLAIN},
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise BadRun(f"a record cannot be read: {type(error).__name__}: {error}") from None
 
 
@@ -219,6 +219,8 @@ def load_run(path: str | Path) -> Run:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         raise BadRun(f"{name} is not JSON, or was cut short: {error}") from None
+    except RecursionError:
+        raise BadRun(f"{name} is nested too deeply to be a run") from None
     header = data.get("attn") if isinstance(data, dict) else None
     if not isinstance(header, dict) or not isinstance(data.get("benchmarks"), list):
         raise BadRun(f"{name} has no attention results; write it with: pytest -m perf --benchmark-json={name}")

@@ -164,8 +164,28 @@ def test_lse(change: Callable[[torch.Tensor], object], passes: bool) -> None:
 
     mine = Implementation("mine", attention, Capabilities(returns_lse=True))
     result = judge(mine, Case(PROBLEM), Direction.FWD, CPU)
-    assert {tensor.name for tensor in result.tensors} == {"out", "lse"}
-    assert {tensor.name: tensor.ok for tensor in result.tensors} == {"out": True, "lse": passes}
+    found = {tensor.name: tensor.ok for tensor in result.tensors}
+    assert found == {"out": True, "out with lse": True, "lse": passes}
+
+
+def test_the_output_is_judged_as_it_is_called_without_lse() -> None:
+    def attention(q: Any, k: Any, v: Any, problem: Problem, return_lse: bool = False) -> Any:
+        return naive(q, k, v, problem, return_lse=True) if return_lse else torch.zeros_like(q)
+
+    mine = Implementation("mine", attention, Capabilities(returns_lse=True))
+    result = judge(mine, Case(PROBLEM), Direction.FWD, CPU)
+    assert {tensor.name: tensor.ok for tensor in result.tensors} == {"out": False, "out with lse": True, "lse": True}
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_an_input_that_was_changed_is_found(name: str) -> None:
+    def attention(q: Any, k: Any, v: Any, problem: Problem) -> Any:
+        out = naive(q, k, v, problem)
+        {"q": q, "k": k, "v": v}[name][-1, -1, -1, -1] += 1
+        return out
+
+    result = judge(Implementation("mine", attention), Case(PROBLEM), Direction.FWD, CPU)
+    assert result.broken == f"it changed its input {name}"
 
 
 @pytest.mark.parametrize("value", [0.0, math.nan, -1e30, math.inf])

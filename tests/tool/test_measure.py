@@ -105,8 +105,34 @@ def test_a_wrong_result_is_not_timed() -> None:
     assert record.status == "error"
     assert str(record.reason).startswith("wrong result: the error is ")
     assert str(record.reason).endswith(" times its budget")
-    assert len(calls) == 1
+    assert len(calls) == 2  # the first may compile; the second is judged
     assert measured(lambda q, k, v, problem: right(q, k, v, problem) * math.nan).status == "error"
+
+
+def test_what_goes_wrong_after_the_first_call_or_batch_is_not_timed() -> None:
+    calls: list[None] = []
+
+    def right_once(q: Any, k: Any, v: Any, problem: Problem) -> torch.Tensor:
+        calls.append(None)
+        return right(q, k, v, problem) * (1 if len(calls) == 1 else 1.01)
+
+    def first_batch_only(q: Any, k: Any, v: Any, problem: Problem) -> torch.Tensor:
+        out = right(q, k, v, problem)
+        out[1:] = 0
+        return out
+
+    assert measured(right_once).status == "error"
+    two = dataclasses.replace(SMALL, batch=2)
+    assert measure(Implementation("mine", first_batch_only), two, Direction.FWD, CPU, QUICK).status == "error"
+
+
+def test_a_changed_input_is_not_timed() -> None:
+    def attention(q: Any, k: Any, v: Any, problem: Problem) -> torch.Tensor:
+        out = right(q, k, v, problem)
+        q.zero_()
+        return out
+
+    assert measured(attention).reason == "it changed its input q"
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])

@@ -10,6 +10,7 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <cstdint>
+#include <limits>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -68,7 +69,8 @@ inline void check_rows(const char* name, const Tensor& tensor, int64_t head_dim)
 // Check q [B, H, Q, D] and k, v [B, Hkv, K, D] against each other and return their sizes. The scale must be positive
 // because kernels scale scores that are masked already, and -inf has to stay what it is.
 inline Shape check_inputs(const Tensor& q, const Tensor& k, const Tensor& v, double scale) {
-  STD_TORCH_CHECK(scale > 0, "scale must be positive, got ", scale);
+  STD_TORCH_CHECK(scale > 0 && scale <= std::numeric_limits<float>::max(), "scale must be positive and finite, got ",
+                  scale);
   STD_TORCH_CHECK(q.dim() == 4, "q must be [batch, heads, seq, head_dim], got ", sizes_of(q));
   const auto dtype = q.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
@@ -82,6 +84,8 @@ inline Shape check_inputs(const Tensor& q, const Tensor& k, const Tensor& v, dou
     STD_TORCH_CHECK(k.size(dim) == v.size(dim), "k ", sizes_of(k), " and v ", sizes_of(v), " differ in shape");
   }
   STD_TORCH_CHECK(k.size(0) == q.size(0), "q ", sizes_of(q), " and k ", sizes_of(k), " differ in batch");
+  STD_TORCH_CHECK(q.size(1) > 0 && q.size(2) > 0 && q.size(3) > 0 && k.size(2) > 0, "q ", sizes_of(q), " and k ",
+                  sizes_of(k), " must not be empty but for the batch");
   STD_TORCH_CHECK(k.size(1) > 0 && q.size(1) % k.size(1) == 0, "the heads of k ", sizes_of(k),
                   " must divide the heads of q ", sizes_of(q));
   return {q.size(0), q.size(1), k.size(1), q.size(2), k.size(2), q.size(3)};
