@@ -173,7 +173,7 @@ def _summarize_records(reporter: pytest.TerminalReporter, config: pytest.Config,
     reporter.write_line(f"grid {session.grid_name}: {counts}")
     path = getattr(getattr(config, "_benchmarksession", None), "json", None)
     if path:
-        name = getattr(path, "name", path)
+        name = path.name if hasattr(path, "write") else path  # pytest-benchmark < 5.3 holds an open file
         reporter.write_line(f"charts: attn report {name} -o attn-report")
     else:
         reporter.write_line("to keep them: pytest -m perf --benchmark-json=run.json")
