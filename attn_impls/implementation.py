@@ -151,6 +151,10 @@ class Implementation:
         except Exception:
             return "unknown"
 
+    def advice(self, reason: str) -> str:
+        """Return how to get it, or nothing where ``reason``, from :meth:`why_unavailable`, is the device itself."""
+        return "" if reason.startswith("needs ") else self.how_to_get
+
     def why_unavailable(self, device_type: str | None = None) -> str | None:
         """Return in one sentence why it cannot run here (on ``device_type``, when given), or ``None``."""
         if device_type is not None and device_type not in self.capabilities.devices:

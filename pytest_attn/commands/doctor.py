@@ -160,6 +160,6 @@ def _implementations(torch: Any) -> Iterator[Finding]:
             where = f" on {' and '.join(devices)}" if devices else ""
             yield Finding("ok", name, f"{version_of(implementation)}{where}")
         else:
-            yield Finding(state, name, reason, implementation.how_to_get)
+            yield Finding(state, name, reason, implementation.advice(reason))
     for name, reason in registry.broken.items():
         yield Finding("broken", f"entry point {name}", reason)

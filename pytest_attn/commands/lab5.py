@@ -137,14 +137,16 @@ def _resolve(name: str, registry: Registry, device: torch.device) -> Implementat
     try:
         return _usable(name, registry, device)
     except UnknownImplementation as error:
-        raise UserError(f"{error}, or the course script's Flash2 and Pytorch") from None
+        known = "" if ":" in name else ", or the course script's Flash2 and Pytorch"
+        raise UserError(f"{error}{known}") from None
 
 
 def _usable(name: str, registry: Registry, device: torch.device) -> Implementation:
     implementation = registry.resolve(name)
     reason = implementation.why_unavailable(device.type)
     if reason is not None:
-        get = f"; get it: {implementation.how_to_get}" if implementation.how_to_get else ""
+        advice = implementation.advice(reason)
+        get = f"; get it: {advice}" if advice else ""
         raise UserError(f"{name} cannot run on {device.type}: {reason}{get}")
     return implementation
 
