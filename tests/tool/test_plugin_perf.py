@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import cpuinfo
-import jsonschema
 import pytest
 
 import pytest_attn.perf.record as record_module
 from pytest_attn.perf.record import load_run
 from tests.tool.nested import ROOT, lay_out, run, said
 from tests.tool.nested import torch_is_whole as torch_is_whole
+
+jsonschema = pytest.importorskip("jsonschema")
 
 pytest_plugins = ["pytester"]
 

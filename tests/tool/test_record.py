@@ -7,13 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 
 import pytest_attn.perf.record as record_module
 from attn_impls.problem import DTYPE_BYTES, LAYOUTS, MASK_KINDS, Direction, Mask, Problem
 from pytest_attn.perf.record import STATUSES, BadRun, Memory, Record, Run, Time, load_run
 from tests.tool.gate_runs import MACHINE, record, run_of, write_run
+
+jsonschema = pytest.importorskip("jsonschema")
 
 SCHEMA = json.loads(Path(record_module.__file__).with_name("record.schema.json").read_text())
 WINDOWED = Problem(2, 4, 2, 8, 16, 32, "fp16", Mask("window", 3, 0), softcap=20.0, scale=0.3, layout="bhsd")
