@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, settings
 _CALM = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
 
 _COMMON: dict[str, Any] = {
+    # Not the loaded profile: on a CI machine that is hypothesis's own "ci", without a database.
+    "parent": settings.get_profile("default"),
     "deadline": None,
     # One failure, shrunk, is what a reader can use; our own command repeats it, so hypothesis's blob is noise.
     "report_multiple_bugs": False,
@@ -17,7 +19,7 @@ _COMMON: dict[str, Any] = {
     "suppress_health_check": _CALM,
 }
 
-settings.register_profile("dev", max_examples=25, **_COMMON)
+settings.register_profile("dev", max_examples=25, derandomize=False, **_COMMON)
 settings.register_profile("ci", max_examples=100, derandomize=True, database=None, **_COMMON)
 settings.register_profile("nightly", max_examples=2000, derandomize=False, **_COMMON)
 

@@ -102,7 +102,7 @@ def test_summary_of_accuracy(pytester: pytest.Pytester) -> None:
     result = run(pytester, "--attn-impl", "sdpa-math", "-k", "forward")
     result.assert_outcomes(passed=1, deselected=1)
     result.stdout.fnmatch_lines(["*attention: worst error over budget*"])
-    result.stdout.re_match_lines([r"sdpa-math +0\.\d+ +25 cases  b\d+-h.+/\w+/\d+$"])
+    result.stdout.re_match_lines([r"sdpa-math +0\.\d+ +\d+ cases  b\d+-h.+/\w+/\d+$"])
 
 
 def test_only_what_is_asked_for_is_run(pytester: pytest.Pytester) -> None:
