@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from attn_impls.problem import Direction
-
-TIMER_CHOICES = ("auto", "events", "wall")
+from pytest_attn.perf.contract import TIMERS
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -44,7 +43,7 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--attn-timer",
         default="auto",
-        metavar="|".join(TIMER_CHOICES),
+        metavar="|".join(TIMERS),
         help="timer: CUDA events or wall clock; auto fits the device (default: %(default)s)",
     )
     group.addoption(
@@ -58,8 +57,8 @@ def check(config: pytest.Config) -> None:
     """Raise ``pytest.UsageError`` for a value that cannot mean anything, before anything runs."""
     directions(config)
     timer = config.getoption("attn_timer")
-    if timer not in TIMER_CHOICES:
-        raise pytest.UsageError(f"--attn-timer {timer!r} is not one of {', '.join(TIMER_CHOICES)}")
+    if timer not in TIMERS:
+        raise pytest.UsageError(f"--attn-timer {timer!r} is not one of {', '.join(TIMERS)}")
     repro(config)
     _check_perf_run(config)
 

@@ -55,6 +55,10 @@ def arrange(config: pytest.Config, items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
     if session is None:
         return
+    if config.pluginmanager.has_plugin("benchmark") and any(map(cell, items)):
+        from pytest_attn.bench import check_benchmark_plugin
+
+        check_benchmark_plugin()
     if session.case is not None:
         _keep_only_repeated(config, items, session.case[1])
     # Implementations of one problem follow each other, so that slow drift of the machine hits them alike. pytest

@@ -25,7 +25,7 @@ class BenchmarkHooks:
     def pytest_benchmark_update_json(self, config: pytest.Config, output_json: dict[str, Any]) -> None:
         """Add what the run says about itself, and the records that have no time."""
         session = existing_session(config)
-        if session is not None and session.contract is not None:
+        if session is not None:
             output_json["attn"] = session.run().header()
 
 

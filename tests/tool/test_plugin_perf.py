@@ -172,6 +172,13 @@ def test_one_that_raises_fails_and_the_others_are_recorded(pytester: pytest.Pyte
     result.stdout.fnmatch_lines([f"mykernels:raising on {FULL} fwd: RuntimeError: kernel exploded"])
 
 
+def test_an_unknown_pytest_benchmark_is_refused(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pytest_benchmark.fixture.BenchmarkFixture._make_stats", lambda self: None)
+    result = timed(pytester, "naive")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "install pytest-benchmark>=5.2,<6" in said(result)
+
+
 def test_what_is_wrong_is_not_timed(pytester: pytest.Pytester) -> None:
     expected = {
         "off_by_one_percent": "wrong result: the error is ",
