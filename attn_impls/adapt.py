@@ -44,7 +44,8 @@ def as_implementation(target: Any, name: str) -> Implementation:
     The function is called as ``fn(q, k, v, problem)`` when it has a parameter ``problem``, otherwise as
     ``fn(q, k, v)`` plus the keywords that it names: ``causal`` or ``is_causal``, and ``scale``, ``softmax_scale`` or
     ``sm_scale``. What it can do is its attribute ``capabilities`` when it has one. Otherwise the modest set is
-    assumed: equal lengths and heads, every dtype, the full mask, and the causal one where it can be asked for.
+    assumed: equal lengths and heads, every dtype, the full mask, and the causal one where it can be asked for. An
+    attribute ``kernels`` is :attr:`Implementation.kernels`.
 
     Raises :class:`UnknownImplementation` when ``target`` is not callable.
     """
@@ -63,6 +64,7 @@ def as_implementation(target: Any, name: str) -> Implementation:
         summary=(inspect.getdoc(target) or "").partition("\n")[0],
         version=lambda: version,
         declared=isinstance(declared, Capabilities),
+        kernels=kernels if isinstance(kernels := getattr(target, "kernels", ""), str) else "",
     )
 
 

@@ -54,6 +54,7 @@ def _window(problem: Problem) -> tuple[int | None, int | None]:
     probe=lambda: _missing("flash_attn.flash_attn_interface", "flash-attn"),
     version=lambda: _version("flash-attn"),
     how_to_get="pip install flash-attn --no-build-isolation",
+    kernels="(?<!pytorch_)flash::flash_",
 )
 def flash_attn(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
     """FlashAttention-2, the package flash-attn."""
@@ -87,6 +88,7 @@ def flash_attn(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Probl
     probe=lambda: _missing("flash_attn.cute", "flash-attn-4"),
     version=lambda: _version("flash-attn-4"),
     how_to_get="pip install --pre flash-attn-4",
+    kernels="(?i)flash_?attn|flash_?attention",
 )
 def flash_attn_4(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
     """FlashAttention-4 in CuTe DSL, with its Hopper and Blackwell paths."""

@@ -90,6 +90,7 @@ def _softcap(cap: float | None) -> Callable[..., torch.Tensor] | None:
     ),
     probe=_why_not,
     how_to_get="run on a CUDA device with triton installed",
+    kernels="flex_attention",
 )
 def flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
     """FlexAttention under torch.compile; never its eager fall-back."""

@@ -1,18 +1,14 @@
-"""Grids: named lists of problems, and grids of one's own in TOML."""
+"""Grids: named lists of problems; :mod:`attn_impls.grid_file` reads grids of one's own."""
 
 from __future__ import annotations
 
 import itertools
-import tomllib
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
 
+from attn_impls.grid_file import UnknownGrid as UnknownGrid
+from attn_impls.grid_file import read_grid
+from attn_impls.models import MODELS
 from attn_impls.problem import CAUSAL, FULL, Mask, Problem
-
-
-class UnknownGrid(ValueError):
-    """A grid name that does not exist, or a TOML grid that cannot be read; the message says which is allowed."""
 
 
 def _square(
@@ -78,24 +74,15 @@ def _fa_paper() -> list[Problem]:
 
 
 def _models() -> list[Problem]:
-    """Return grouped-query shapes of published models, prefill and decode, bf16."""
-    shapes: tuple[tuple[int, int, int, Mask], ...] = (
-        (32, 8, 128, CAUSAL),  # Llama-3 8B
-        (64, 8, 128, CAUSAL),  # Llama-3 70B, Qwen3 32B
-        (32, 4, 128, CAUSAL),  # Qwen3 30B-A3B
-        (32, 8, 128, Mask("window", 4095, 0)),  # Mistral 7B, Mixtral 8x7B as first released
-        (64, 8, 64, Mask("window", 127, 0)),  # GPT-OSS, every other layer
-        (64, 8, 64, CAUSAL),  # GPT-OSS, the other layers
-    )
-    prefill = [
-        Problem(1, heads, kv_heads, seq, seq, head_dim, "bf16", mask)
-        for heads, kv_heads, head_dim, mask in shapes
-        for seq in (2048, 8192)
-    ]
-    decode = [
-        Problem(16, heads, kv_heads, 1, 8192, head_dim, "bf16", mask) for heads, kv_heads, head_dim, mask in shapes
-    ]
-    return [*prefill, *decode]
+    """Return grouped-query shapes of published models, prefill and decode, bf16.
+
+    Prefill is one prompt; decode is one new token for each of ``batch`` sequences with 8192 keys. Models of one
+    shape give one problem.
+    """
+    layers = [layer for model in MODELS for layer in model.layers()]
+    prefill = (layer.problem(batch=1, q_len=seq, kv_len=seq) for layer in layers for seq in (2048, 8192))
+    decode = (layer.problem(batch=batch, q_len=1, kv_len=8192) for layer in layers for batch in (1, 16, 64))
+    return _unique([*prefill, *decode])
 
 
 GRIDS: dict[str, Callable[[], list[Problem]]] = {
@@ -113,49 +100,14 @@ GRIDS: dict[str, Callable[[], list[Problem]]] = {
 def load_grid(name: str) -> list[Problem]:
     """Return the problems of the named grid, or of the TOML file ``name``.
 
-    A TOML grid holds tables ``[[problem]]`` with the keys of :class:`~attn_impls.problem.Problem`; a list is an axis
-    and the axes are multiplied out. ``seq`` sets ``q_len`` and ``kv_len`` together; ``kv_heads`` defaults to ``heads``;
-    ``mask`` is a kind, or a table ``{kind, left, right}``::
-
-        [[problem]]
-        batch = [1, 4]
-        heads = 8
-        seq = [512, 1024]
-        head_dim = 64
-        dtype = "bf16"
-        mask = ["full", "causal"]
-
-    Raises :class:`UnknownGrid` for a name that is no grid and a file that is missing or not of that form.
+    Raises :class:`~attn_impls.grid_file.UnknownGrid` for a name that is no grid and a file that
+    :func:`~attn_impls.grid_file.read_grid` refuses.
     """
     if name in GRIDS:
         return GRIDS[name]()
     if not name.endswith(".toml"):
         raise UnknownGrid(f"unknown grid {name!r}; known: {', '.join(GRIDS)}, or a FILE.toml")
-    try:
-        data = tomllib.loads(Path(name).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UnknownGrid(f"cannot read grid {name}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UnknownGrid(f"{name} is not TOML: {error}") from None
-    tables = data.get("problem")
-    if set(data) != {"problem"} or not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
-        raise UnknownGrid(f"{name} must hold tables [[problem]] and nothing else")
-    try:
-        return _unique(problem for table in tables for problem in _expand(table))
-    except ValueError as error:
-        raise UnknownGrid(f"{name}: {error}") from None
-
-
-def _expand(table: dict[str, Any]) -> Iterable[Problem]:
-    axes = {key: value if isinstance(value, list) else [value] for key, value in table.items()}
-    if "seq" in axes and ("q_len" in axes or "kv_len" in axes):
-        raise ValueError("seq sets q_len and kv_len; give one or the other")
-    for values in itertools.product(*axes.values()):
-        point = dict(zip(axes, values, strict=True))
-        if "seq" in point:
-            point["q_len"] = point["kv_len"] = point.pop("seq")
-        point.setdefault("kv_heads", point.get("heads"))
-        yield Problem.from_dict(point)
+    return read_grid(name)
 
 
 def _unique(problems: Iterable[Problem | None]) -> list[Problem]:

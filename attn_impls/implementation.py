@@ -128,6 +128,9 @@ class Implementation:
         probe: returns why it cannot run on this machine, or ``None``. Cheap: builds and compiles nothing.
         version: names the code that runs, e.g. ``"torch 2.13.0"``.
         how_to_get: what a user does when the probe says no.
+        kernels: regular expression, found in the name of a kernel that runs (on a CPU: of one of torch's operators). A
+            timed call in which it is found in none is an error, so that a silent fall-back is not taken for it. Empty
+            where nothing is claimed.
         declared: whether the capabilities were stated; ``False`` where they were inferred from a signature.
     """
 
@@ -139,6 +142,7 @@ class Implementation:
     version: Callable[[], str] = _torch_version
     how_to_get: str = ""
     declared: bool = True
+    kernels: str = ""
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem, **kwargs: Any) -> Any:
         """Call ``fn``."""
@@ -183,11 +187,12 @@ def implementation(
     probe: Callable[[], str | None] = _always_available,
     version: Callable[[], str] = _torch_version,
     how_to_get: str = "",
+    kernels: str = "",
 ) -> Callable[[AttentionFn], Implementation]:
     """Turn ``fn(q, k, v, problem)`` into an :class:`Implementation`; its docstring's first line is the summary."""
 
     def wrap(fn: AttentionFn) -> Implementation:
         summary = (inspect.getdoc(fn) or "").partition("\n")[0]
-        return Implementation(name, fn, capabilities, summary, probe, version, how_to_get)
+        return Implementation(name, fn, capabilities, summary, probe, version, how_to_get, kernels=kernels)
 
     return wrap

@@ -25,6 +25,7 @@ from attn_impls.problem import MASK_KINDS, Problem
         scale=True,
         returns_lse=True,
     ),
+    kernels="(?i)softmax",
 )
 def naive(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem, *, return_lse: bool = False) -> Any:
     """Plain PyTorch: two matrix products and a softmax, every score in memory (Algorithm 0)."""

@@ -191,8 +191,15 @@ class Problem:
 
         Masked elements do not count (Dao 2023, arXiv:2307.08691, section 4.1), nor does the softmax.
         """
-        pairs = self.mask.visible(self.q_len, self.kv_len)
-        return _FLOPS_FACTOR[Direction(direction)] * 4.0 * self.head_dim * pairs * self.batch * self.heads
+        return self._flops(direction, self.mask.visible(self.q_len, self.kv_len))
+
+    def dense_flops(self, direction: Direction | str = Direction.FWD) -> float:
+        """:meth:`flops` as if nothing were masked: what a kernel does that skips nothing."""
+        return self._flops(direction, self.q_len * self.kv_len)
+
+    def _flops(self, direction: Direction | str, pairs: int) -> float:
+        # Whole numbers up to the last product, so that a count is rounded once at most.
+        return _FLOPS_FACTOR[Direction(direction)] * (4 * self.head_dim * pairs * self.batch * self.heads)
 
     def min_bytes(self, direction: Direction | str = Direction.FWD) -> int:
         """Bytes that any implementation must move: each input read once, each output written once.

@@ -89,6 +89,7 @@ sdpa_math = Implementation(
     _pinned(SDPBackend.MATH),
     Capabilities(masks=frozenset(MASK_KINDS), gqa=True, rectangular=True, empty_rows=True, scale=True),
     summary="SDPA's unfused reference path",
+    kernels="(?i)softmax",
 )
 
 sdpa_flash = Implementation(
@@ -104,6 +105,7 @@ sdpa_flash = Implementation(
         also=_flash_rules,
     ),
     summary="SDPA's FlashAttention-2 on CUDA, its own flash kernel on the CPU",
+    kernels="pytorch_flash::|flash_attention_for_cpu",
 )
 
 sdpa_efficient = Implementation(
@@ -118,6 +120,7 @@ sdpa_efficient = Implementation(
         also=_efficient_rules,
     ),
     summary="SDPA's memory-efficient kernel (from xFormers, CUTLASS)",
+    kernels="fmha_cutlass",
     probe=_needs_cuda,
 )
 
@@ -136,6 +139,7 @@ sdpa_cudnn = Implementation(
         min_compute_capability=(8, 0),
     ),
     summary="SDPA's cuDNN kernel",
+    kernels="cudnn",
     probe=_needs_cudnn,
     how_to_get="install a torch that was built with cuDNN",
 )

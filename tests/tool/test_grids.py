@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
+from attn_impls.grid_file import MOST_PROBLEMS
 from attn_impls.grids import GRIDS, UnknownGrid, load_grid
+from attn_impls.models import MODELS
 from attn_impls.problem import CAUSAL, FULL, Mask, Problem
+
+GRIDS_PAGE = Path(__file__).resolve().parents[2] / "docs" / "grids.md"
+
+
+def refusal(name: str) -> str:
+    with pytest.raises(UnknownGrid) as refused:
+        load_grid(name)
+    return str(refused.value)
 
 
 def written(tmp_path: Path, text: str) -> str:
@@ -29,7 +41,7 @@ SIZES = 'batch = 1\nheads = 2\nseq = 4\nhead_dim = 8\ndtype = "fp32"\n'
         ("lab5-emb", 10),
         ("hw4", 4),
         ("fa-paper", 36),
-        ("models", 18),
+        ("models", 40),
     ],
 )
 def test_counts(name: str, count: int) -> None:
@@ -94,11 +106,46 @@ def test_hw4_is_the_ladder() -> None:
 def test_models_are_grouped_with_prefill_and_decode() -> None:
     problems = load_grid("models")
     assert all(p.kv_heads < p.heads and p.dtype == "bf16" for p in problems)
-    assert {p.q_len for p in problems} == {1, 2048, 8192}
-    ids = {p.id for p in problems}
-    assert "b1-h32-kv8-q2048-k2048-d128-bf16-causal" in ids  # Llama-3 8B
-    assert "b1-h32-kv8-q8192-k8192-d128-bf16-window4095_0" in ids  # Mistral
-    assert "b16-h64-kv8-q1-k8192-d64-bf16-window127_0" in ids  # GPT-OSS, decode
+    assert {(p.q_len, p.kv_len, p.batch) for p in problems} == {
+        (2048, 2048, 1),
+        (8192, 8192, 1),
+        *((1, 8192, batch) for batch in (1, 16, 64)),
+    }
+    assert {
+        "b1-h32-kv8-q2048-k2048-d128-bf16-causal",  # Llama-3 8B
+        "b1-h32-kv8-q8192-k8192-d128-bf16-window4095_0",  # Mistral 7B v0.1
+        "b16-h64-kv8-q1-k8192-d64-bf16-window127_0",  # GPT-OSS, decode
+        "b1-h32-kv16-q2048-k2048-d128-bf16-causal-softcap50-scale0.0833333",  # Gemma-2 27B
+    } <= {p.id for p in problems}
+
+
+def test_a_window_of_one_model_holds_that_many_keys() -> None:
+    (gpt_oss,) = (model for model in MODELS if model.name == "GPT-OSS 20B")
+    sliding, full = gpt_oss.layers()
+    assert sliding.mask.visible(1, 8192) == gpt_oss.window == 128
+    assert full.mask == CAUSAL
+
+
+def test_documentation_gives_the_shape_of_each_model() -> None:
+    text = GRIDS_PAGE.read_text()
+    for model in MODELS:
+        layers = [*([f"window {model.window}"] if model.window else []), *(["causal"] if model.full else [])]
+        row = f"| {model.name} | {model.heads} | {model.kv_heads} | {model.head_dim} | {', '.join(layers)} |"
+        assert row in text, row
+    assert text.count("| window") + text.count("| causal |") == len(MODELS)
+
+
+def test_documentation_s_example_is_a_grid(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", GRIDS_PAGE.read_text(), re.DOTALL)
+    problems = load_grid(written(tmp_path, example))
+    assert len(problems) == 8 + 1
+    assert problems[-1].id == "b16-h32-kv16-q1-k8192-d128-bf16-causal-softcap50"
+
+
+def test_documentation_names_each_key_and_the_limit() -> None:
+    text = GRIDS_PAGE.read_text()
+    assert all(f"`{field.name}`" in text for field in dataclasses.fields(Problem))
+    assert f"at most {MOST_PROBLEMS:,} problems" in text
 
 
 def test_smoke_turns_one_knob_at_a_time() -> None:
@@ -139,7 +186,7 @@ def test_toml_multiplies_axes(tmp_path: Path) -> None:
     assert problems[-1] == Problem(1, 8, 8, 1, 9, 64, "fp32", softcap=20.0)
 
 
-def test_toml_drops_duplicates(tmp_path: Path) -> None:
+def test_toml_keeps_a_problem_of_two_tables_once(tmp_path: Path) -> None:
     assert len(load_grid(written(tmp_path, f"[[problem]]\n{SIZES}[[problem]]\n{SIZES}"))) == 1
 
 
@@ -147,23 +194,71 @@ def test_toml_drops_duplicates(tmp_path: Path) -> None:
     ("text", "sentence"),
     [
         ("[[problem]\n", "{path} is not TOML: "),
-        ("", "{path} must hold tables [[problem]] and nothing else"),
-        ("problem = 3\n", "{path} must hold tables [[problem]] and nothing else"),
-        ("problem = [3]\n", "{path} must hold tables [[problem]] and nothing else"),
-        (f"[[problems]]\n{SIZES}", "{path} must hold tables [[problem]] and nothing else"),
-        (f"name = 'x'\n[[problem]]\n{SIZES}", "{path} must hold tables [[problem]] and nothing else"),
-        (f"[[problem]]\n{SIZES}q_len = 3\n", "{path}: seq sets q_len and kv_len; give one or the other"),
-        (f"[[problem]]\n{SIZES}emb = 3\n", "{path}: unknown problem keys: emb; allowed: batch, "),
-        (f"[[problem]]\n{SIZES}kv_heads = 3\n", "{path}: kv_heads=3 does not divide heads=2"),
-        (f"[[problem]]\n{SIZES}mask = 'diagonal'\n", "{path}: mask kind 'diagonal' is not one of full, "),
-        ("[[problem]]\nbatch = 1\n", "{path}: "),
+        (f"n = {'9' * 5000}\n", "{path} is not TOML: "),
+        ("", "{path} holds no table [[problem]]"),
+        ("problem = []\n", "{path} holds no table [[problem]]"),
+        ("problem = 3\n", "{path}: 'problem' is not a list of tables; write [[problem]]"),
+        (f"[problem]\n{SIZES}", "{path}: 'problem' is not a list of tables; write [[problem]]"),
+        ("problem = [3]\n", "{path}: 'problem' is not a list of tables; write [[problem]]"),
+        (
+            f"[[problems]]\n{SIZES}",
+            "{path}: unknown key 'problems'; a grid must hold tables [[problem]] and nothing else",
+        ),
+        (f"name = 'x'\n[[problem]]\n{SIZES}", "{path}: unknown key 'name'; a grid must hold tables [[problem]] and "),
     ],
 )
-def test_toml_refusals(tmp_path: Path, text: str, sentence: str) -> None:
-    path = written(tmp_path, text)
-    with pytest.raises(UnknownGrid) as refused:
-        load_grid(path)
-    assert str(refused.value).startswith(sentence.format(path=path))
+def test_a_file_that_is_no_grid(tmp_path: Path, text: str, sentence: str) -> None:
+    assert refusal(written(tmp_path, text)).startswith(sentence.format(path=tmp_path / "mine.toml"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"q_len": "3"}, "seq sets q_len and kv_len; give one or the other"),
+        (
+            {"emb": "3"},
+            "unknown key 'emb'; allowed: batch, dtype, head_dim, heads, kv_heads, kv_len, layout, mask, q_len, scale, "
+            "seq, softcap",
+        ),
+        ({"head_dim": None}, "the key 'head_dim' is missing"),
+        ({"seq": None}, "the key 'seq' is missing, or 'q_len' and 'kv_len'"),
+        ({"seq": None, "q_len": "1"}, "the key 'kv_len' is missing"),
+        ({"heads": "[]"}, "heads is an empty list"),
+        ({"batch": "[1, 2, 1]"}, "batch holds 1 twice"),
+        ({"mask": '["full", "full"]'}, "mask holds 'full' twice"),
+        ({"batch": "[[1, 2]]"}, "batch holds [1, 2], which is not a single value"),
+        ({"dtype": "{ a = 1 }"}, "dtype holds {'a': 1}, which is not a single value"),
+        ({"seq": "4.5"}, "seq=4.5 is not a whole number from 1"),
+        ({"seq": "0"}, "seq=0 is not a whole number from 1"),
+        ({"batch": "2024-01-01"}, "batch=datetime.date(2024, 1, 1) is not a whole number"),
+        ({"kv_heads": "3"}, "kv_heads=3 does not divide heads=2"),
+        ({"dtype": "'fp64'"}, "dtype 'fp64' is not one of fp32, bf16, fp16"),
+        ({"mask": "'diagonal'"}, "mask kind 'diagonal' is not one of full, causal, causal_top_left, window"),
+        ({"mask": "{ left = 3 }"}, "mask 'full' takes no left=3; only 'window' does"),
+        ({"mask": "{ kind = 'window', lft = 3 }"}, "unknown mask keys: lft; allowed: kind, left, right"),
+        ({"scale": "[0.1, 0.10000001]"}, "two problems that differ in scale or softcap share the id b1-h2-"),
+        (
+            {"batch": str(list(range(400))), "seq": str(list(range(1, 302)))},
+            "the axes multiply out to more than 100,000 problems in all",
+        ),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else value[:40],
+)
+def test_a_refusal_names_file_table_and_key(tmp_path: Path, changes: dict[str, str | None], sentence: str) -> None:
+    keys = dict(line.split(" = ") for line in SIZES.splitlines()) | changes
+    table = "".join(f"{key} = {value}\n" for key, value in keys.items() if value is not None)
+    text = refusal(written(tmp_path, f"[[problem]]\n{SIZES}[[problem]]\n{table}"))
+    assert text.startswith(f"{tmp_path / 'mine.toml'}, [[problem]] 2: {sentence}")
+    assert "\n" not in text
+
+
+def test_the_limit_is_over_all_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attn_impls.grid_file.MOST_PROBLEMS", 3)
+    table = f"[[problem]]\n{SIZES.replace('batch = 1', 'batch = [1, 2]')}"
+    assert len(load_grid(written(tmp_path, table))) == 2
+    assert refusal(written(tmp_path, table + table)).endswith(
+        "[[problem]] 2: the axes multiply out to more than 3 problems in all"
+    )
 
 
 @pytest.mark.parametrize(
@@ -178,9 +273,7 @@ def test_toml_refusals(tmp_path: Path, text: str, sentence: str) -> None:
     ],
 )
 def test_unknown_grids(name: str, sentence: str) -> None:
-    with pytest.raises(UnknownGrid) as refused:
-        load_grid(name)
-    assert str(refused.value) == sentence
+    assert refusal(name) == sentence
 
 
 def test_a_grid_that_is_not_text(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import itertools
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from attn_impls.problem import CAUSAL, FULL, MASK_KINDS, Direction, Mask, Problem
 
@@ -49,6 +51,30 @@ def test_diagonals_describe_the_mask(mask: Mask) -> None:
         for i, j in itertools.product(range(q_len), range(kv_len)):
             inside = (low is None or j - i >= low) and (high is None or j - i <= high)
             assert inside == sees(mask, q_len, kv_len, i, j), (mask, q_len, kv_len, i, j)
+
+
+lengths = st.integers(1, 60)
+bounds = st.none() | st.integers(0, 80)
+masks = st.sampled_from([FULL, CAUSAL, Mask("causal_top_left")]) | st.builds(
+    lambda left, right: FULL if left is right is None else Mask("window", left, right), bounds, bounds
+)
+
+
+@settings(deadline=None)
+@given(mask=masks, q_len=lengths, kv_len=lengths, batch=st.integers(0, 3), group=st.integers(1, 3))
+def test_flops_against_a_counted_mask(mask: Mask, q_len: int, kv_len: int, batch: int, group: int) -> None:
+    problem = Problem(batch, 2 * group, 2, q_len, kv_len, 5, "fp32", mask)
+    pairs = sum(sees(mask, q_len, kv_len, i, j) for i in range(q_len) for j in range(kv_len))
+    assert problem.flops() == 4 * 5 * pairs * batch * 2 * group
+    assert problem.dense_flops() == 4 * 5 * q_len * kv_len * batch * 2 * group
+    assert problem.flops() == problem.dense_flops() or pairs < q_len * kv_len
+
+
+def test_dense_flops_scale_with_the_direction_as_useful_ones_do() -> None:
+    problem = Problem(16, 32, 8, 1024, 1024, 64, "bf16", CAUSAL)
+    assert problem.dense_flops() == 137_438_953_472
+    assert problem.dense_flops("bwd") == 2.5 * problem.dense_flops()
+    assert problem.dense_flops(Direction.FWD_BWD) == 3.5 * problem.dense_flops()
 
 
 def test_visible_of_long_lengths_is_exact() -> None:
