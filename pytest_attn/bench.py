@@ -10,7 +10,7 @@ import pytest
 from attn_impls.implementation import Implementation, Unavailable
 from attn_impls.problem import Direction, Problem
 from pytest_attn.fixtures import unavailable
-from pytest_attn.perf.measure import Measured, measure_rounds
+from pytest_attn.perf.measure import Measured
 from pytest_attn.perf.record import Record
 from pytest_attn.session import AttnSession
 
@@ -28,18 +28,21 @@ class AttnBench:
         self._session = session
 
     def __call__(self, impl: Implementation, problem: Problem, direction: Direction) -> Record:
-        """Measure and store; a record that is not ``ok`` ends the test: ``oom`` skips it, ``error`` fails it."""
+        """Measure and store; a record that is not ``ok`` ends the test: ``oom`` skips it, ``error`` fails it.
+
+        The first of the cells that share a problem and a direction measures all of them, in turns; the others find
+        their result done.
+        """
         session = self._session
         # Marks the stock fixture as used: it warns about one that recorded nothing.
         self._benchmark._mode = "attn_bench"
-        try:
-            measured = measure_rounds(impl, problem, direction, session.device, session.contract)
-        except Unavailable as error:
-            unavailable(session, impl, error)
-        record = measured.record
-        session.records.append(record)
+        outcome = session.outcome(impl, problem, direction)
+        if isinstance(outcome, Unavailable):
+            unavailable(session, impl, outcome)
+        record = outcome.record
+        session.finished(outcome)
         if record.status == "ok":
-            self._store(measured)
+            self._store(outcome)
             return record
         if record.status == "error":
             sentence = f"{impl.name} on {problem.id} {direction.value}: {record.reason}"

@@ -54,16 +54,22 @@ def attn_cases(
 
 @pytest.fixture(scope="session")
 def attn_check(request: pytest.FixtureRequest, attn_impl: Implementation) -> Check:
-    """Runs the implementation on a case and fails, with the command that repeats it, where it is wrong."""
+    """Runs the implementation on a case and fails, with the command that repeats it, where it is wrong.
+
+    With ``--attn-isolate`` it runs in a process of its own, whose crash or hang is a failure like any other, except
+    that a test does not look for smaller cases that hang, and not for long for those that crash.
+    """
     from pytest_attn.correctness.judge import NotDifferentiable, judge
 
     session = attn_session(request.config)
 
     def check(case: Case, direction: Direction) -> None:
         __tracebackhide__ = True
+        _fail_if_settled(session)
         session.end_if_device_is_lost()
+        judged = judge if session.workers is None else session.workers.judge
         try:
-            verdict = judge(attn_impl, case, direction, session.device)
+            verdict = judged(attn_impl, case, direction, session.device)
         except Unavailable as error:
             unavailable(session, attn_impl, error)
         except NotDifferentiable as error:
@@ -75,11 +81,61 @@ def attn_check(request: pytest.FixtureRequest, attn_impl: Implementation) -> Che
         session.judged(attn_impl.name, verdict.ratio, case.id)
         if not verdict.ok:
             command = repeat_command(request.config, attn_impl, case, direction)
-            report = f"{verdict.explain()}\n  repeat: {command}"
-            session.end_if_device_is_lost(report)
-            raise Mismatch(report) from verdict.raised
+            _fail(session, verdict.explain(), verdict.raised, command)
 
     return check
+
+
+@pytest.fixture(scope="session")
+def attn_property_check(request: pytest.FixtureRequest, attn_impl: Implementation) -> Callable[[str, Case], None]:
+    """Checks a metamorphic property of the implementation on a case and fails, with the command that repeats it.
+
+    A case for which the property needs a problem outside the capabilities is dropped as hypothesis's ``assume`` does.
+    """
+    from hypothesis import assume
+
+    from pytest_attn.correctness.properties import judge_property
+
+    session = attn_session(request.config)
+
+    def check(name: str, case: Case) -> None:
+        __tracebackhide__ = True
+        _fail_if_settled(session)
+        session.end_if_device_is_lost()
+        judged = judge_property if session.workers is None else session.workers.judge_property
+        try:
+            verdict = judged(attn_impl, name, case, session.device)
+        except Unavailable as error:
+            unavailable(session, attn_impl, error)
+        assume(verdict is not None)
+        if verdict is not None and not verdict.ok:
+            command = repeat_command(request.config, attn_impl, verdict.case, Direction.FWD, property=name)
+            _fail(session, verdict.explain(), verdict.raised, command)
+
+    return check
+
+
+def _fail(session: AttnSession, explanation: str, raised: BaseException | None, command: str) -> NoReturn:
+    """Fail with the report of one case; ``raised`` is what its verdict holds."""
+    __tracebackhide__ = True
+    # The frames of an exception that stayed in another process are text.
+    report = f"{explanation}\n{getattr(raised, 'frames', '')}  repeat: {command}"
+    session.end_if_device_is_lost(report)
+    if session.isolate:
+        session.settled.failed(report, raised)
+    _mismatch(report, raised)
+
+
+def _fail_if_settled(session: AttnSession) -> None:
+    __tracebackhide__ = True
+    if session.isolate and session.settled.report is not None:
+        _mismatch(session.settled.report, None)
+
+
+def _mismatch(report: str, cause: BaseException | None) -> NoReturn:
+    """Raise from one line, whatever the reason: hypothesis tells failures apart by where they were raised."""
+    __tracebackhide__ = True
+    raise Mismatch(report) from cause
 
 
 def unavailable(session: AttnSession, impl: Implementation, error: Unavailable) -> NoReturn:
@@ -89,13 +145,17 @@ def unavailable(session: AttnSession, impl: Implementation, error: Unavailable) 
     raise pytest.skip.Exception(f"{impl.name} cannot run here: {error}") from None
 
 
-def repeat_command(config: pytest.Config, impl: Implementation, case: Case, direction: Direction) -> str:
-    """Return one shell line that repeats the case on this implementation."""
-    data = {"impl": impl.name, "direction": direction.value, **case.to_dict()}
+def repeat_command(config: pytest.Config, impl: Implementation, case: Case, direction: Direction, **extra: str) -> str:
+    """Return one shell line that repeats the case on this implementation; ``extra`` may hold ``property``."""
+    data = {"impl": impl.name, "direction": direction.value, **extra, **case.to_dict()}
     arguments = ["pytest", *_where(config), "-m", "correctness"]
     device = config.getoption("attn_device")
     if device != "auto":
         arguments += ["--attn-device", device]
+    if config.getoption("attn_isolate"):
+        arguments.append("--attn-isolate")
+    if (timeout := config.getoption("attn_timeout")) is not None:
+        arguments += ["--attn-timeout", timeout]
     return shlex.join([*arguments, "--attn-repro", json.dumps(data, separators=(",", ":"))])
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,9 +49,45 @@ def add_options(parser: pytest.Parser) -> None:
         help="timer: CUDA events or wall clock; auto fits the device (default: %(default)s)",
     )
     group.addoption(
+        "--attn-energy",
+        action="store_true",
+        help="take the energy of a call as well, from the device's counter (0.6 s more for each cell)",
+    )
+    group.addoption(
+        "--attn-shard",
+        metavar="i/n",
+        help="time only every n-th problem of the grid, from the i-th on: one of n runs that `attn merge` joins",
+    )
+    group.addoption(
+        "--attn-resume",
+        action="store_true",
+        help="continue the unfinished run that wrote this --benchmark-json or its journal: what it has is kept",
+    )
+    group.addoption(
+        "--attn-isolate",
+        action="store_true",
+        help="run each implementation in a process of its own: a crash fails its test and no other",
+    )
+    group.addoption(
+        "--attn-timeout",
+        metavar="SECONDS",
+        help="end an implementation that takes longer for one case or one measurement, building and compiling "
+        "included; implies --attn-isolate",
+    )
+    group.addoption(
         "--attn-repro",
         metavar="JSON",
         help="repeat one failed correctness case, from the command that the failure printed",
+    )
+    group.addoption(
+        "--attn-skips",
+        metavar="FILE",
+        help="skip the tests that this file lists by prefixes of their ids, one a line, with a reason after '  # '",
+    )
+    group.addoption(
+        "--attn-xfails",
+        metavar="FILE",
+        help="expect the tests that this file lists likewise to fail; one that passes fails the run",
     )
 
 
@@ -60,18 +98,24 @@ def check(config: pytest.Config) -> None:
     if timer not in TIMERS:
         raise pytest.UsageError(f"--attn-timer {timer!r} is not one of {', '.join(TIMERS)}")
     repro(config)
+    shard(config)
+    timeout(config)
     _check_perf_run(config)
 
 
 def _check_perf_run(config: pytest.Config) -> None:
     """Refuse, before anything is measured, a timed run whose results could not be kept."""
-    path = config.getoption("benchmark_json", None)
-    # pytest-benchmark < 5.3 opens the file itself while it reads the options, and says so when it cannot.
-    if path and not hasattr(path, "write") and not Path(path).absolute().parent.is_dir():
-        raise pytest.UsageError(f"--benchmark-json {path}: there is no folder {Path(path).parent}")
+    path = json_path(config)
+    if path is not None and not path.absolute().parent.is_dir():
+        raise pytest.UsageError(f"--benchmark-json {path}: there is no folder {path.parent}")
+    if path is None and config.getoption("attn_resume"):
+        raise pytest.UsageError("--attn-resume continues a file: give the --benchmark-json=FILE of the run to continue")
     marks = config.getoption("markexpr", "")
     if config.getoption("numprocesses", None) and "perf" in marks and "not perf" not in marks:
-        raise pytest.UsageError("-m perf with -n would time workers that disturb each other; leave -n out")
+        raise pytest.UsageError(
+            "-m perf with -n would time workers that disturb each other; leave -n out, and for several GPUs start one "
+            "run for each with --attn-shard i/n"
+        )
 
 
 def directions(config: pytest.Config) -> list[Direction]:
@@ -85,8 +129,49 @@ def directions(config: pytest.Config) -> list[Direction]:
     return [direction for direction in Direction if direction.value in wanted]
 
 
+def json_path(config: pytest.Config) -> Path | None:
+    """Return the file of ``--benchmark-json``, ``None`` without it."""
+    path: Any = config.getoption("benchmark_json", None)
+    if hasattr(path, "write"):  # pytest-benchmark < 5.3 opens the file itself while it reads the options
+        path = path.name
+    return Path(path) if path else None
+
+
+def shard(config: pytest.Config) -> tuple[int, int] | None:
+    """Return ``(i, n)`` of ``--attn-shard``, ``1 <= i <= n``; ``None`` without it."""
+    text: str | None = config.getoption("attn_shard")
+    if text is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise pytest.UsageError(f"--attn-shard {text!r} is not i/n with i from 1 to n, such as 2/4")
+    return int(match[1]), int(match[2])
+
+
+def timeout(config: pytest.Config) -> float | None:
+    """Return the seconds of ``--attn-timeout``, ``None`` without it."""
+    text: str | None = config.getoption("attn_timeout")
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise pytest.UsageError(f"--attn-timeout {text!r} is not a positive number of seconds")
+    return seconds
+
+
+def isolate(config: pytest.Config) -> bool:
+    """Tell whether implementations run in processes of their own."""
+    return bool(config.getoption("attn_isolate")) or timeout(config) is not None
+
+
 def repro(config: pytest.Config) -> dict[str, Any] | None:
-    """Return what ``--attn-repro`` holds: ``impl``, ``direction``, ``problem``, ``regime``, ``seed``; or ``None``."""
+    """Return what ``--attn-repro`` holds, or ``None``.
+
+    The keys are ``impl``, ``direction``, ``problem``, ``regime``, ``seed``, and ``property`` where that is what failed.
+    """
     text: str | None = config.getoption("attn_repro")
     if text is None:
         return None
@@ -95,7 +180,7 @@ def repro(config: pytest.Config) -> dict[str, Any] | None:
     except json.JSONDecodeError as error:
         raise pytest.UsageError(f"--attn-repro is not JSON: {error}") from None
     wanted = {"impl", "direction", "problem", "regime", "seed"}
-    if not isinstance(data, dict) or set(data) != wanted:
+    if not isinstance(data, dict) or set(data) - {"property"} != wanted:
         raise pytest.UsageError(f"--attn-repro needs exactly the keys {', '.join(sorted(wanted))}")
     if data["direction"] not in ("fwd", "bwd"):
         raise pytest.UsageError(f"--attn-repro: direction {data['direction']!r} is not one of fwd, bwd")
@@ -112,5 +197,5 @@ def impl_names(config: pytest.Config) -> Sequence[str]:
 
 def names_something(config: pytest.Config) -> bool:
     """Tell whether an option names what only a session can check: a wrong name is refused before collection."""
-    named = impl_names(config) or config.getoption("attn_grid")
+    named = impl_names(config) or config.getoption("attn_grid") or config.getoption("attn_shard")
     return bool(named) or any(config.getoption(option) != "auto" for option in ("attn_device", "attn_timer"))

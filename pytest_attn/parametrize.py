@@ -29,14 +29,15 @@ def _parametrize_cells(metafunc: pytest.Metafunc, session: AttnSession) -> None:
     """Make one test a cell; a cell outside an implementation's capabilities is a record, not a test."""
     cells = []
     unsupported: dict[tuple[str, str, str], Record] = {}
-    for problem in session.problems.values():
-        for direction in options.directions(metafunc.config):
+    directions = options.directions(metafunc.config)
+    for problem_id, problem in session.problems.items():
+        for direction in directions:
             for name, impl in session.selected.items():
                 if name in session.missing:
                     continue
                 reason = impl.capabilities.why_not(problem, direction, session.device.type)
                 if reason is None:
-                    cell = (name, problem.id, direction.value)
+                    cell = (name, problem_id, direction.value)
                     cells.append(pytest.param(*cell, id="-".join(cell)))
                 else:
                     record = Record(name, problem, direction, "unsupported", session.contract.id, reason)
@@ -60,7 +61,7 @@ def arrange(config: pytest.Config, items: list[pytest.Item]) -> None:
 
         check_benchmark_plugin()
     if session.case is not None:
-        _keep_only_repeated(config, items, session.case[1])
+        _keep_only_repeated(config, items, session.case[1], session.property)
     # Implementations of one problem follow each other, so that slow drift of the machine hits them alike. pytest
     # itself groups by the session-scoped implementation.
     problems = {problem: index for index, problem in enumerate(session.problems)}
@@ -70,6 +71,11 @@ def arrange(config: pytest.Config, items: list[pytest.Item]) -> None:
         for item in items
     ]
     items[:] = [items[i] for i in sorted(range(len(items)), key=order.__getitem__)]
+    session.cells = [
+        (params["attn_impl"], params["attn_problem"], params["attn_direction"])
+        for item in items
+        if (params := cell(item)) is not None
+    ]
 
 
 def cell(item: pytest.Item) -> dict[str, str] | None:
@@ -78,12 +84,15 @@ def cell(item: pytest.Item) -> dict[str, str] | None:
     return params if "attn_problem" in params else None
 
 
-def _keep_only_repeated(config: pytest.Config, items: list[pytest.Item], direction: Direction) -> None:
+def _keep_only_repeated(
+    config: pytest.Config, items: list[pytest.Item], direction: Direction, property_name: str | None
+) -> None:
     kept: list[pytest.Item] = []
     dropped: list[pytest.Item] = []
     for item in items:
         marker = item.get_closest_marker("correctness")
-        wanted = marker is not None and marker.kwargs.get("direction") == direction.value
+        asked = (direction.value, property_name)
+        wanted = marker is not None and (marker.kwargs.get("direction"), marker.kwargs.get("property")) == asked
         (kept if wanted else dropped).append(item)
     items[:] = kept
     if dropped:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pytest_attn import options
+from pytest_attn import known, options
 from pytest_attn.fixtures import Mismatch
 from pytest_attn.fixtures import attn_bench as attn_bench
 from pytest_attn.fixtures import attn_cases as attn_cases
@@ -19,6 +19,7 @@ from pytest_attn.fixtures import attn_check as attn_check
 from pytest_attn.fixtures import attn_direction as attn_direction
 from pytest_attn.fixtures import attn_impl as attn_impl
 from pytest_attn.fixtures import attn_problem as attn_problem
+from pytest_attn.fixtures import attn_property_check as attn_property_check
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,7 +33,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "correctness: compares attention implementations with a float64 oracle")
     config.addinivalue_line("markers", "perf: times attention implementations and takes their memory")
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
+    config.addinivalue_line("markers", "large: takes tens of GiB of device memory; runs with -m large only")
     options.check(config)
+    known.check(config)
     if config.getoption("hypothesis_profile", None):
         import pytest_attn.correctness.profiles  # noqa: F401 - registers on import
     if options.names_something(config):
@@ -53,12 +56,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         parametrize(metafunc)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Order timed cells by problem, keep only the repeated case's test, skip ``gpu`` tests without a device."""
-    from pytest_attn.parametrize import arrange
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, None, None]:
+    """Mark what is listed as known, before ``-m`` and ``-k`` deselect, and arrange what they leave.
 
+    That is to order timed cells by problem, to keep only the repeated case's test, and to skip ``gpu`` tests without a
+    device. With the tests known, open the journal of a timed run.
+    """
+    from pytest_attn.parametrize import arrange
+    from pytest_attn.resume import keep_journal
+
+    known.mark(config, items)
+    yield
     arrange(config, items)
+    keep_journal(config, items)
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
@@ -75,6 +86,15 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         from pytest_attn.terminal import Progress
 
         session.config.pluginmanager.register(Progress(session.config, reporter), "attn-progress")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Forget the crash or hang that the test before kept."""
+    from pytest_attn.session import existing_session
+
+    session = existing_session(item.config)
+    if session is not None and session.isolate:
+        session.settled.reset()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -38,10 +38,12 @@ def quieten(config: pytest.Config) -> None:
 
 
 def write_without_times(config: pytest.Config) -> None:
-    """Write ``--benchmark-json`` when there are records but no timed one: all out of memory is a result too."""
+    """Write ``--benchmark-json`` when no cell has a time: all out of memory is a result, and so is a Ctrl-C at once."""
     session = existing_session(config)
     benchmarks = getattr(config, "_benchmarksession", None)
-    if session is None or not session.records or benchmarks is None or not benchmarks.json or benchmarks.benchmarks:
+    if session is None or not session.cells or config.getoption("collectonly"):
+        return
+    if benchmarks is None or not benchmarks.json or benchmarks.benchmarks:
         return
     hook = config.hook
     output = hook.pytest_benchmark_generate_json(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import pytest
 
 from attn_impls.adapt import UnknownImplementation
 from attn_impls.grids import UnknownGrid, load_grid
-from attn_impls.implementation import Implementation
+from attn_impls.implementation import Implementation, Unavailable
 from attn_impls.problem import Direction, Problem
 from attn_impls.registry import Registry, discover
 from pytest_attn import options
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     import torch
 
     from pytest_attn.correctness.case import Case
+    from pytest_attn.groups import Groups
+    from pytest_attn.isolation.settled import Settled
+    from pytest_attn.isolation.workers import Workers
+    from pytest_attn.perf.journal import Journal
+    from pytest_attn.perf.measure import Measured
 
 
 @dataclass
@@ -37,6 +43,9 @@ class AttnSession:
     """Built on first need, so that a run that has nothing to do with attention imports no torch.
 
     ``missing`` maps implementations that cannot run here to the reason; ``broken`` entry points likewise.
+    ``resumed`` maps a record's key to what an earlier, unfinished run measured. ``workers`` runs the implementations
+    in processes of their own, where that was asked for; those in ``registry`` then only stand for them. ``cells`` are
+    the timed tests that were collected, ``journaled`` those of them whose result is in the journal.
     """
 
     config: pytest.Config
@@ -51,6 +60,30 @@ class AttnSession:
     accuracy: dict[str, Accuracy] = field(default_factory=dict)
     differentiable: set[str] = field(default_factory=set)
     lost: str | None = None
+    journal: Journal | None = None
+    resumed: dict[tuple[str, str, str], Measured] = field(default_factory=dict)
+    workers: Workers | None = None
+    cells: list[tuple[str, str, str]] = field(default_factory=list)
+    journaled: set[tuple[str, str, str]] = field(default_factory=set)
+
+    @property
+    def isolate(self) -> bool:
+        """Whether implementations run in processes of their own, and never in this one."""
+        return self.workers is not None
+
+    @cached_property
+    def groups(self) -> Groups:
+        """The timed cells of this run, by what is measured together."""
+        from pytest_attn.groups import Groups
+
+        return Groups(self.cells)
+
+    @cached_property
+    def settled(self) -> Settled:
+        """The crash or hang that the running test keeps."""
+        from pytest_attn.isolation.settled import Settled
+
+        return Settled()
 
     @cached_property
     def grid_name(self) -> str:
@@ -59,8 +92,19 @@ class AttnSession:
 
     @cached_property
     def problems(self) -> dict[str, Problem]:
-        """The problems of the grid by id."""
-        return {problem.id: problem for name in self._grid_names() for problem in load_grid(name)}
+        """The problems of the grid by id, in its order; of those the shard's, whatever can run on this machine."""
+        problems = {problem.id: problem for name in self._grid_names() for problem in load_grid(name)}
+        part = options.shard(self.config)
+        if part is None:
+            return problems
+        first, step = part
+        return dict(list(problems.items())[first - 1 :: step])
+
+    @property
+    def shard(self) -> str | None:
+        """``i/n`` where this run takes one part of the grid only."""
+        part = options.shard(self.config)
+        return None if part is None else f"{part[0]}/{part[1]}"
 
     def _grid_names(self) -> list[str]:
         default = ["smoke"] if self.device.type == "cpu" else ["lab5"]
@@ -77,12 +121,59 @@ class AttnSession:
         direction = Direction(data["direction"])
         return Case.from_dict({key: data[key] for key in ("problem", "regime", "seed")}), direction
 
+    @property
+    def property(self) -> str | None:
+        """The property that ``--attn-repro`` asks for; ``None`` where it asks for a comparison with the oracle."""
+        data = options.repro(self.config)
+        if data is None or "property" not in data:
+            return None
+        from pytest_attn.correctness.properties import PROPERTIES
+
+        if data["property"] not in PROPERTIES:
+            raise ValueError(f"property {data['property']!r} is not one of {', '.join(PROPERTIES)}")
+        return str(data["property"])
+
     def judged(self, name: str, ratio: float, where: str) -> None:
         """Note the error ratio of one case for the summary."""
         accuracy = self.accuracy.setdefault(name, Accuracy())
         accuracy.cases += 1
         if ratio > accuracy.worst:
             accuracy.worst, accuracy.where = ratio, where
+
+    def outcome(self, impl: Implementation, problem: Problem, direction: Direction) -> Measured | Unavailable:
+        """Measure a cell, or return what was measured of it already.
+
+        :class:`~attn_impls.Unavailable` is returned for an implementation that turned out not to run here.
+        """
+        if self.workers is None:
+            return self.groups.outcome(self, impl, problem, direction)
+        key = (impl.name, problem.id, direction.value)
+        if (resumed := self.resumed.get(key)) is not None:
+            return resumed
+        try:
+            return self.workers.measure(impl, problem, direction, self.device, self.contract)
+        except Unavailable as error:
+            return error
+
+    def finished(self, measured: Measured) -> None:
+        """Keep what a cell measured, now that its test reports it."""
+        self.records.append(measured.record)
+        self.keep(measured)
+
+    def keep(self, measured: Measured) -> None:
+        """Write what a cell measured to the journal, unless it is there.
+
+        Ends the run when the journal cannot be written: the JSON of a full disk would be lost as well.
+        """
+        key = measured.record.key
+        if self.journal is None or key in self.resumed or key in self.journaled:
+            return
+        self.journaled.add(key)
+        try:
+            self.journal.append(measured)
+        except OSError as error:
+            sentence = f"cannot write {self.journal.path}: {error.strerror or error}"
+            pytest.exit(sentence, returncode=pytest.ExitCode.INTERNAL_ERROR)
 
     def end_if_device_is_lost(self, report: str | None = None) -> None:
         """End the whole run when the CUDA device has become unusable; ``report`` says what happened just before.
@@ -92,6 +183,8 @@ class AttnSession:
         """
         from pytest_attn.perf.device import lost_device
 
+        if self.isolate:
+            return  # each process looks at its own
         if report is not None and self.lost is None and (error := lost_device(self.device)) is not None:
             self.lost = f"the CUDA device is unusable ({error}) after this:\n{report}"
         if self.lost is not None:
@@ -106,8 +199,19 @@ class AttnSession:
             for name, impl in (self.registry.implementations | self.selected).items()
         }
         records = (*self.records, *self.unsupported.values())
-        return Run(records, self.grid_name, machine(self.device), environment(), implementations)
+        return Run(
+            records,
+            self.grid_name,
+            machine(self.device),
+            environment(),
+            implementations,
+            instruments=self.groups.described(),
+            shard=self.shard,
+        )
 
+
+# Long enough for five steps of the device's energy counter.
+_ENERGY_S = 0.6
 
 _KEY = pytest.StashKey[AttnSession]()
 
@@ -140,7 +244,12 @@ def _build(config: pytest.Config) -> AttnSession:
         import torch
 
         torch.cuda.set_device(device)
-    registry = discover()
+    workers = _workers(config)
+    if config.getoption("attn_energy"):
+        contract = dataclasses.replace(contract, energy_s=_ENERGY_S)
+    if workers is not None:
+        contract = dataclasses.replace(contract, isolated=True)
+    registry = discover() if workers is None else _discover_isolated(workers, device)
     names = options.impl_names(config)
     try:
         selected = {name: registry.resolve(name) for name in names} or dict(registry.implementations)
@@ -151,15 +260,37 @@ def _build(config: pytest.Config) -> AttnSession:
     for name in names:
         if name in missing:
             raise pytest.UsageError(f"implementation {name!r} cannot run here: it {_clause(missing[name])}")
-    session = AttnSession(config, device, registry, selected, missing, bool(names), contract)
+    session = AttnSession(config, device, registry, selected, missing, bool(names), contract, workers=workers)
     try:
-        session.problems  # noqa: B018 - read for its errors
+        problems = session.problems
         session.case  # noqa: B018
+        session.property  # noqa: B018
     except UnknownGrid as error:
         raise pytest.UsageError(f"--attn-grid: {error}") from None
     except ValueError as error:
         raise pytest.UsageError(f"--attn-repro: {error}") from None
+    if session.shard is not None and not problems:
+        raise pytest.UsageError(f"--attn-shard {session.shard}: the grid {session.grid_name} has fewer problems")
     return session
+
+
+def _workers(config: pytest.Config) -> Workers | None:
+    if not options.isolate(config):
+        return None
+    from pytest_attn.isolation.workers import Workers
+
+    workers = Workers(options.timeout(config))
+    config.add_cleanup(workers.close)
+    return workers
+
+
+def _discover_isolated(workers: Workers, device: torch.device) -> Registry:
+    from pytest_attn.isolation.worker import Ended
+
+    try:
+        return workers.discover(device)
+    except Ended as end:
+        raise pytest.UsageError(f"implementations cannot be looked for: {end.explain()}") from None
 
 
 def _clause(reason: str) -> str:

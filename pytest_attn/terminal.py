@@ -30,7 +30,8 @@ def header(config: pytest.Config, items: Sequence[pytest.Item]) -> list[str]:
     machine, environment = run.machine, run.environment
     parts = [f"attn: {machine['device']}"]
     if machine["device_type"] == "cuda":
-        parts += [f"driver {machine['driver'] or 'unknown (no nvidia-ml-py)'}", f"CUDA {environment['cuda']}"]
+        driver = machine["driver"] or "unknown, and no telemetry (nvidia-ml-py is not installed)"
+        parts += [f"driver {driver}", f"CUDA {environment['cuda']}"]
     else:
         parts.append(f"{machine['threads']} threads")
     parts += [f"torch {environment['torch']}", f"contract {session.contract.id}"]

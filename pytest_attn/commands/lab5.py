@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,6 +72,7 @@ class _Bench:
         from attn_impls import discover
         from pytest_attn.perf.contract import contract_for
         from pytest_attn.perf.device import pick_device
+        from pytest_attn.perf.instruments import Instruments
 
         try:
             self.device = pick_device(device)
@@ -77,8 +80,10 @@ class _Bench:
             raise UserError(str(error)) from None
         registry = discover()
         self.implementations = {name: _resolve(name, registry, self.device) for name in names}
-        self.contract = contract_for("auto", self.device.type)
-        self.repeats = repeats
+        contract = contract_for("auto", self.device.type)
+        # As many rounds as asked for, and their median whatever their spread, as in the course script.
+        exactly = dataclasses.replace(contract, min_rounds=repeats, max_rounds=repeats, noisy_above=math.inf)
+        self.instruments = Instruments(self.device, exactly)
         if self.device.type == "cpu":
             _say(f"on the CPU, in {DTYPE} as in the course script")
 
@@ -87,7 +92,7 @@ class _Bench:
 
     def measure(self, point: Point) -> Measured:
         implementation = self.implementations[point.impl]
-        return measure_point(implementation, point.problem(), self.device, self.contract, self.repeats)
+        return measure_point(implementation, point.problem(), self.instruments)
 
 
 def _single(arguments: argparse.Namespace) -> int:

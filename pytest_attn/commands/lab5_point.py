@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from attn_impls import Implementation
-    from pytest_attn.perf.contract import Contract
+    from pytest_attn.perf.instruments import Instruments
     from pytest_attn.perf.record import Record
 
 DTYPE = "fp16"
@@ -124,10 +123,8 @@ def why_not(implementation: Implementation, problem: Problem, device: torch.devi
     return implementation.capabilities.why_not(problem, Direction.FWD, device.type)
 
 
-def measure_point(
-    implementation: Implementation, problem: Problem, device: torch.device, contract: Contract, repeats: int
-) -> Measured:
-    """Measure the three directions with exactly ``repeats`` rounds each.
+def measure_point(implementation: Implementation, problem: Problem, instruments: Instruments) -> Measured:
+    """Measure the three directions under the contract of ``instruments``.
 
     After a direction that ran out of memory the rest, which hold at least as much, are ``oom`` without being tried.
     """
@@ -135,16 +132,15 @@ def measure_point(
     from pytest_attn.perf import measure as measuring
     from pytest_attn.perf.record import Record
 
-    contract = dataclasses.replace(contract, min_rounds=repeats, max_rounds=repeats)
     records: dict[Direction, Record] = {}
     for direction in NAMES:
         earlier = next((NAMES[past] for past, record in records.items() if record.status == "oom"), None)
         status, reason = "oom", f"not tried, {earlier} ran out of memory"
         if earlier is None:
             try:
-                records[direction] = measuring.measure(implementation, problem, direction, device, contract)
+                records[direction] = measuring.measure_alone(implementation, problem, direction, instruments).record
                 continue
             except Unavailable as error:  # an extension that did not build, say
                 status, reason = "error", str(error)
-        records[direction] = Record(implementation.name, problem, direction, status, contract.id, reason)
+        records[direction] = Record(implementation.name, problem, direction, status, instruments.contract.id, reason)
     return Measured(problem, records)

@@ -4,46 +4,102 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-TIMERS = ("auto", "events", "wall")
+TIMERS = ("auto", "events", "kineto", "wall")
 
 
 @dataclass(frozen=True, slots=True)
 class Contract:
     """A named, versioned way of measuring.
 
-    Every contract has: inputs drawn from N(0, 1) by the case's own generator; forward timed without autograd's
-    graph, backward timed alone through ``torch.autograd.grad`` with a fixed upstream gradient and a fresh graph each
-    round; median, p10 and p90 over the rounds; memory measured apart.
+    Every contract has: inputs drawn from N(0, 1) by the case's own generator, anew for each problem and direction;
+    forward timed without autograd's graph, backward timed alone through ``torch.autograd.grad`` with a fixed upstream
+    gradient and a fresh graph each round; warm-up until the rolling median is flat; rounds in short batches, the
+    implementations of one problem taking turns in shuffled order; as many rounds as it takes for the median's 95 %
+    confidence interval to be narrow, within a budget; median, p10 and p90 over the rounds; memory and the names of
+    kernels taken apart from the timing.
 
-    ``events/1`` (CUDA): device seconds between two CUDA events, L2 flushed before each round and outside of it, the
-    whole batch of rounds queued before the first result is read. ``wall/1`` (CPU): host seconds by
-    ``time.perf_counter``, at torch's number of threads.
+    ``events/2`` (CUDA): device seconds between two CUDA events, less the fixed cost of such a pair around one kernel;
+    L2 flushed before each round and outside of it; a batch counts only if the device never waited for the host.
+    ``kineto/1`` (CUDA): summed durations of the kernels, copies and fills of one call, as CUPTI reports them through
+    torch.profiler; the same flush; gaps between kernels are left out. ``wall/2`` (CPU): host seconds by
+    ``time.perf_counter``, at torch's number of threads, after the threads of whatever ran before have gone to sleep.
 
     Attributes:
-        timer: ``"events"`` or ``"wall"``.
+        timer: ``"events"``, ``"kineto"`` or ``"wall"``.
         version: raised when the meaning of the numbers changes.
-        warmup_s: seconds of untimed calls before the first round, at least two calls.
+        warmup_s: fewest seconds of untimed rounds.
+        warmup_cap_s: seconds after which the warm-up ends though the median still moves.
+        flat: the change of the rolling median, relative, below which it counts as flat.
+        batch_s: seconds that a batch of rounds should take.
         min_rounds: fewest rounds, however slow the call.
         max_rounds: most rounds, however quick the call.
-        budget_s: seconds of timed calls after which no further round starts.
+        least_s: fewest seconds of timed batches: a power limiter takes tens of milliseconds to find a clock, and what
+            is shorter sees only its way there.
+        budget_s: seconds of timed batches, what is flushed and prepared between the rounds included, after which no
+            further batch starts.
+        precision: half-width of the median's confidence interval, relative, that ends the rounds.
+        noisy_above: half-width above which the record is ``noisy`` instead of a number.
+        energy_s: seconds of a loop of its own in which the energy of a call is taken; 0 leaves that out.
+        isolated: the implementation had a process of its own, so its rounds took no turns with the others'.
     """
 
     timer: str
     version: int
     warmup_s: float
+    warmup_cap_s: float
+    flat: float
+    batch_s: float
     min_rounds: int
     max_rounds: int
+    least_s: float
     budget_s: float
+    precision: float
+    noisy_above: float
+    energy_s: float = 0.0
+    isolated: bool = False
 
     @property
     def id(self) -> str:
-        """``timer/version``, stored in every record."""
-        return f"{self.timer}/{self.version}"
+        """``timer/version``, with ``-isolated`` where that holds; stored in every record."""
+        return f"{self.timer}/{self.version}{'-isolated' if self.isolated else ''}"
+
+
+def _device(timer: str, version: int) -> Contract:
+    return Contract(
+        timer,
+        version,
+        warmup_s=0.02,
+        warmup_cap_s=0.3,
+        flat=0.01,
+        batch_s=0.02,
+        min_rounds=10,
+        max_rounds=500,
+        least_s=0.15,
+        budget_s=0.5,
+        precision=0.005,
+        noisy_above=0.1,
+    )
 
 
 _CONTRACTS = {
-    "events": Contract("events", version=1, warmup_s=0.1, min_rounds=10, max_rounds=200, budget_s=0.25),
-    "wall": Contract("wall", version=1, warmup_s=0.02, min_rounds=5, max_rounds=200, budget_s=0.15),
+    "events": _device("events", version=2),
+    "kineto": _device("kineto", version=1),
+    # A CPU's clocks and neighbours seldom allow half a percent, so that most records would spend the whole budget:
+    # it is smaller, for the default grid to stay under two minutes.
+    "wall": Contract(
+        "wall",
+        version=2,
+        warmup_s=0.01,
+        warmup_cap_s=0.05,
+        flat=0.05,
+        batch_s=0.02,
+        min_rounds=10,
+        max_rounds=500,
+        least_s=0.0,
+        budget_s=0.15,
+        precision=0.005,
+        noisy_above=0.25,
+    ),
 }
 
 
@@ -56,8 +112,8 @@ def contract_for(timer: str, device_type: str) -> Contract:
         raise ValueError(f"timer {timer!r} is not one of {', '.join(TIMERS)}")
     if timer == "auto":
         timer = "events" if device_type == "cuda" else "wall"
-    if timer == "events" and device_type != "cuda":
-        raise ValueError(f"timer 'events' needs a CUDA device, not {device_type}")
+    if timer != "wall" and device_type != "cuda":
+        raise ValueError(f"timer {timer!r} needs a CUDA device, not {device_type}")
     if timer == "wall" and device_type == "cuda":
         raise ValueError("timer 'wall' would time the launches of a CUDA device, not its work; use 'events'")
     return _CONTRACTS[timer]

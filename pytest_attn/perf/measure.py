@@ -1,30 +1,40 @@
-"""Measure one implementation on one problem in one direction: :func:`measure`."""
+"""Measure implementations on one problem in one direction: :func:`measure_group`."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import random
 import re
-import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from statistics import median
 
 import torch
 
 from attn_impls.implementation import Implementation, Unavailable
 from attn_impls.problem import Direction, Problem
 from pytest_attn.correctness.case import Case, Tensors, make_tensors
-from pytest_attn.correctness.judge import NotDifferentiable, WrongOutput, judge_results, poison, run
+from pytest_attn.correctness.judge import NotDifferentiable, WrongOutput
+from pytest_attn.perf.check import Checked, WrongResult, check
 from pytest_attn.perf.contract import Contract
 from pytest_attn.perf.device import lost_device
-from pytest_attn.perf.memory import SavedBytes, nbytes, peak_bytes
-from pytest_attn.perf.record import Memory, Record, Time
-from pytest_attn.perf.timers import Call, HostBound, timer_for
+from pytest_attn.perf.energy import energy_per_call
+from pytest_attn.perf.identity import RanAnother, check_identity, kernels_of, operators_of, shortened
+from pytest_attn.perf.instruments import Instruments
+from pytest_attn.perf.kineto import Trace, trace
+from pytest_attn.perf.passes import memory_of, timed_round
+from pytest_attn.perf.peak import percent_of_peak
+from pytest_attn.perf.record import Record, Time
+from pytest_attn.perf.rounds import Turns, take_turns
+from pytest_attn.perf.spread import half_width
+from pytest_attn.perf.timers import HostBound
 
-# Above this many scores a head the oracle would take longer than the measurement.
-_MOST_CHECKED = 4096 * 4096
+# Their message is the whole reason; of anything else the type is part of it.
+_OURS = (WrongOutput, NotDifferentiable, WrongResult, RanAnother)
+_MOST_TRACED = 10
+_TRACE_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,212 +48,249 @@ class Measured:
 def measure(
     impl: Implementation, problem: Problem, direction: Direction, device: torch.device, contract: Contract
 ) -> Record:
-    """Return the record of :func:`measure_rounds` alone."""
-    return measure_rounds(impl, problem, direction, device, contract).record
+    """Return the record of one implementation alone, measured with instruments of its own.
 
-
-def measure_rounds(
-    impl: Implementation, problem: Problem, direction: Direction, device: torch.device, contract: Contract
-) -> Measured:
-    """Check ``impl`` on ``problem``, time it, then take its memory.
-
-    A problem outside the capabilities is ``unsupported``, too little memory is ``oom``, a device that kept waiting for
-    the host is ``host_bound``, and a wrong result or anything raised is ``error``; each with its reason.
-
-    Raises:
-        Unavailable: the implementation cannot run on this machine at all.
+    Raises :class:`~attn_impls.Unavailable` where the implementation cannot run on this machine at all.
     """
-    record = Record(impl.name, problem, direction, "error", contract.id, impl_version=impl.version_or_unknown())
-    reason = impl.capabilities.why_not(problem, direction, device.type)
-    if reason is not None:
-        return Measured(replace(record, status="unsupported", reason=reason))
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        # Events and spinning kernels go to the current device's stream.
-        measured = _attempt(impl, problem, direction, device, contract, record)
-    if measured.record.status != "ok":
-        # A traceback kept the tensors of its frames in a cycle.
+    return measure_alone(impl, problem, direction, Instruments(device, contract)).record
+
+
+def measure_alone(impl: Implementation, problem: Problem, direction: Direction, instruments: Instruments) -> Measured:
+    """Return the outcome of a group of one.
+
+    Raises :class:`~attn_impls.Unavailable` where the implementation cannot run on this machine at all.
+    """
+    (outcome,) = measure_group([impl], problem, direction, instruments)
+    if isinstance(outcome, Unavailable):
+        raise outcome
+    assert outcome is not None, "nobody else could have left the device unusable"
+    return outcome
+
+
+@dataclass
+class _Member:
+    """One implementation of a group, and how far it has come."""
+
+    impl: Implementation
+    record: Record
+    checked: Checked | None = None
+    turns: Turns | None = None
+    unavailable: Unavailable | None = None
+    over: bool = False
+    undone: bool = False
+
+    def outcome(self) -> Measured | Unavailable | None:
+        if self.undone:
+            return None
+        durations = self.turns.durations if self.turns is not None and self.record.status == "ok" else ()
+        return self.unavailable or Measured(self.record, tuple(durations))
+
+
+def measure_group(
+    impls: Sequence[Implementation], problem: Problem, direction: Direction, instruments: Instruments
+) -> list[Measured | Unavailable | None]:
+    """Check each of ``impls`` on ``problem``, time those that are right in turns, then take memory and kernel names.
+
+    They share the inputs, which are drawn for this call and proved unchanged after each check. A problem outside the
+    capabilities is ``unsupported``, too little memory is ``oom``, a device that kept waiting for the host is
+    ``host_bound``, a median that stayed too uncertain is ``noisy``, and a wrong result, another kernel than the
+    declared one or anything raised is ``error``; each with its reason.
+
+    Returns:
+        One outcome for each implementation, in order; :class:`~attn_impls.Unavailable` for one that turned out not to
+        run on this machine at all, and ``None`` for one that was not finished because another one left the device
+        unusable.
+    """
+    device, contract = instruments.device, instruments.contract
+    members = [
+        _Member(impl, Record(impl.name, problem, direction, "error", contract.id, impl_version=version))
+        for impl in impls
+        for version in [impl.version_or_unknown()]
+    ]
+    for member in members:
+        reason = member.impl.capabilities.why_not(problem, direction, device.type)
+        if reason is not None:
+            member.record, member.over = replace(member.record, status="unsupported", reason=reason), True
+    with contextlib.ExitStack() as stack:
+        if device.type == "cuda":
+            # Events and spinning kernels go to the current device's stream.
+            stack.enter_context(torch.cuda.device(device))
+        # Not an error where the user turns warnings into errors for tests of their own.
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        _Group(members, problem, direction, instruments).measure()
+    return [member.outcome() for member in members]
+
+
+class _Group:
+    """The steps of a measurement, each for all members before the next."""
+
+    def __init__(
+        self, members: list[_Member], problem: Problem, direction: Direction, instruments: Instruments
+    ) -> None:
+        self._members = members
+        self._problem = problem
+        self._direction = direction
+        self._instruments = instruments
+        self._device = instruments.device
+
+    def measure(self) -> None:
+        if not self._waiting():
+            return
+        tensors: Tensors | None = None
+        for member in self._waiting():
+            with self._guard(member):
+                # Drawn for the first, and drawn again for the next where there was no memory for it.
+                tensors = tensors or make_tensors(Case(self._problem), self._device, draw_on=self._device)
+                member.checked = check(member.impl, self._problem, tensors, self._direction, self._device)
+        if tensors is not None:
+            self._time(tensors)
+            for member in self._waiting():
+                with self._guard(member):
+                    self._finish(member, tensors)
+
+    def _waiting(self) -> list[_Member]:
+        return [member for member in self._members if not member.over]
+
+    @contextlib.contextmanager
+    def _guard(self, member: _Member) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._fail(member, error)
+
+    def _fail(self, member: _Member, error: Exception) -> None:
+        member.over = True
+        if isinstance(error, Unavailable):
+            member.unavailable = error
+        else:
+            status, reason = _status(error)
+            member.record = replace(member.record, status=status, reason=reason)
+        # A traceback keeps the tensors of its frames in a cycle.
+        error.__traceback__ = None
         gc.collect()
-    if device.type == "cuda" and lost_device(device) is None:
-        torch.cuda.empty_cache()
-    return measured
+        if self._device.type != "cuda":
+            return
+        if lost_device(self._device) is None:
+            torch.cuda.empty_cache()
+            return
+        for other in self._waiting():
+            other.over = other.undone = True
+
+    def _round(self, member: _Member, tensors: Tensors) -> Callable[[], Callable[[], object]]:
+        return timed_round(member.impl, self._problem, tensors, self._direction)
+
+    def _time(self, tensors: Tensors) -> None:
+        members = self._waiting()
+        telemetry = self._instruments.telemetry
+        sources = [self._instruments.timer.source(self._round(member, tensors)) for member in members]
+        shuffle = random.Random(self._problem.id)
+        watch = (lambda index: None) if telemetry is None else telemetry.watch
+        everyone = take_turns(sources, self._instruments.contract, shuffle, watch)
+        for index, (member, turns) in enumerate(zip(members, everyone, strict=True)):
+            member.turns = turns
+            if telemetry is not None:
+                member.record = replace(member.record, telemetry=telemetry.collect(index))
+            if turns.error is not None:
+                with self._guard(member):
+                    # An eager fall-back is all launches: that something else ran is the better reason.
+                    if isinstance(turns.error, HostBound):
+                        check_identity(self._identify(member, tensors, seconds=_TRACE_S)[0], member.impl.kernels)
+                    raise turns.error
+
+    def _finish(self, member: _Member, tensors: Tensors) -> None:
+        assert member.turns is not None
+        assert member.checked is not None
+        contract = self._instruments.contract
+        time_s = summary(member.turns.durations)
+        if time_s.ci is not None and time_s.ci > contract.noisy_above:
+            known, wanted = f"±{100 * time_s.ci:.0f} %", f"±{100 * contract.noisy_above:.0f} %"
+            middle = f"{1e6 * time_s.median:.0f} µs"
+            raise _Noisy(f"after {time_s.n} rounds the median, {middle}, is known to {known}, not {wanted}")
+        kernels, kernel_s, note = self._identify(member, tensors, time_s.median)
+        check_identity(kernels, member.impl.kernels)
+        host_s = member.turns.source.host_seconds()
+        record = replace(
+            member.record,
+            status="ok",
+            time_s=time_s,
+            memory=memory_of(
+                member.impl, self._problem, tensors, self._direction, self._device, member.checked.output_bytes
+            ),
+            host_us=None if host_s is None else 1e6 * host_s,
+            compile_s=member.checked.compile_s,
+            kernel_s=kernel_s,
+            kernels=shortened(kernels),
+            note=note,
+            accuracy=None if member.checked.error_ratio is None else {"error_ratio": member.checked.error_ratio},
+        )
+        telemetry = dict(record.telemetry or {})
+        if telemetry:
+            telemetry["energy_j"] = self._energy(member, tensors)
+        nominal, at_clock = percent_of_peak(record.tflops, self._device, self._problem.dtype, telemetry.get("sm_mhz"))
+        member.record = replace(
+            record, telemetry=telemetry or None, percent_of_peak=nominal, percent_of_peak_at_clock=at_clock
+        )
+
+    def _energy(self, member: _Member, tensors: Tensors) -> float | None:
+        telemetry, loop_s = self._instruments.telemetry, self._instruments.contract.energy_s
+        if telemetry is None or not loop_s or self._direction is Direction.BWD:
+            return None
+        return energy_per_call(
+            self._round(member, tensors), lambda: torch.cuda.synchronize(self._device), telemetry.joules, loop_s
+        )
+
+    def _identify(
+        self, member: _Member, tensors: Tensors, seconds: float
+    ) -> tuple[list[dict[str, object]], float | None, str | None]:
+        """Return the kernels of a call, their summed seconds, and what to say where those do not fit the time."""
+        prepare = self._round(member, tensors)
+        if self._instruments.flush is None:
+            return operators_of(prepare()), None, None
+        rounds = max(1, min(_MOST_TRACED, int(_TRACE_S / seconds)))
+        traces = trace(prepare, self._instruments.flush, rounds)
+        if not any(traced.kernels for traced in traces):
+            return [], None, "torch.profiler reported no kernels, so that what ran is not proved"
+        kernel_s = median(traced.kernel_s for traced in traces)
+        return kernels_of(traces), kernel_s, disagreement(seconds, kernel_s, traces)
 
 
-def _attempt(
-    impl: Implementation,
-    problem: Problem,
-    direction: Direction,
-    device: torch.device,
-    contract: Contract,
-    record: Record,
-) -> Measured:
-    try:
-        with warnings.catch_warnings():
-            # Not an error where the user turns warnings into errors for tests of their own.
-            warnings.simplefilter("ignore")
-            return _measure(impl, problem, direction, device, contract, record)
-    except Unavailable:
-        raise
-    except HostBound as error:
-        return Measured(replace(record, status="host_bound", reason=str(error)))
-    except Exception as error:
-        if is_out_of_memory(error):
-            return Measured(replace(record, status="oom", reason=_asked_for(error)))
-        sentence = str(error).strip().partition("\n")[0] or "without a message"
-        if not isinstance(error, WrongOutput | NotDifferentiable | WrongResult):
-            sentence = f"{type(error).__name__}: {sentence}"
-        return Measured(replace(record, reason=sentence))
+class _Noisy(Exception):
+    """The median stayed too uncertain; the message says how uncertain."""
 
 
-def _measure(
-    impl: Implementation,
-    problem: Problem,
-    direction: Direction,
-    device: torch.device,
-    contract: Contract,
-    record: Record,
-) -> Measured:
-    tensors = make_tensors(Case(problem), device, draw_on=device)
-    kept = tensors.clone()
-    first_s, _ = _timed_run(impl, problem, tensors, direction, device)
-    poison(tensors)
-    second_s, results = _timed_run(impl, problem, tensors, direction, device)
-    if (name := tensors.changed_since(kept)) is not None:
-        raise WrongOutput(f"it changed its input {name}")
-    del kept
-    for name, tensor in results.items():
-        if not bool(tensor.isfinite().all()):
-            raise WrongResult(f"wrong result: {name} is not finite")
-    ratio = _error_ratio(results, problem, tensors)
-    if ratio is not None and not ratio <= 1:
-        raise WrongResult(f"wrong result: the error is {ratio:.3g} times its budget")
-    outputs = nbytes(_outputs(results, direction))
-    del results
-    durations = timer_for(contract, device).rounds(_round(impl, problem, tensors, direction), contract)
-    timing = _summary(durations)
-    memory = _memory(impl, problem, tensors, direction, device, outputs)
-    record = replace(
-        record,
-        status="ok",
-        time_s=timing,
-        memory=memory,
-        compile_s=max(0.0, first_s - second_s),
-        accuracy=None if ratio is None else {"error_ratio": ratio},
-    )
-    return Measured(record, tuple(durations))
+def disagreement(seconds: float, kernel_s: float, traces: Sequence[Trace]) -> str | None:
+    """Return a sentence where the timer and the profiler tell different stories of one call, else ``None``.
 
-
-def _timed_run(
-    impl: Implementation, problem: Problem, tensors: Tensors, direction: Direction, device: torch.device
-) -> tuple[float, dict[str, torch.Tensor]]:
-    begin = time.perf_counter()
-    results = run(impl, problem, tensors, direction)
-    _synchronize(device)
-    return time.perf_counter() - begin, results
-
-
-class WrongResult(AssertionError):
-    """The result of the call that would be timed is outside the error budget."""
-
-
-def _error_ratio(results: dict[str, torch.Tensor], problem: Problem, tensors: Tensors) -> float | None:
-    """Return the worst error over its budget on the last batch and group of heads; ``None`` for what is too large.
-
-    The last, because that is where an offset that overflowed or a batch that was left out shows.
+    They may differ by 2 %, a microsecond, and two more for each kernel after the first: about what the device needs
+    between two kernels of one stream.
     """
-    if problem.batch == 0 or problem.q_len * problem.kv_len > _MOST_CHECKED:
+    count = median(len(traced.kernels) for traced in traces)
+    allowed = 0.02 * seconds + 1e-6 + 2e-6 * max(0, count - 1)
+    if abs(seconds - kernel_s) <= allowed:
         return None
-    group = problem.heads // problem.kv_heads
-    part = replace(problem, batch=1, heads=group, kv_heads=1, scale=problem.softmax_scale)
-
-    def last(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-        return tensor[-1:, -heads:].detach()
-
-    cut = Tensors(last(tensors.q, group), last(tensors.k, 1), last(tensors.v, 1), last(tensors.dout, group))
-    parts = {name: last(tensor, 1 if name in ("dk", "dv") else group) for name, tensor in results.items()}
-    return max(max(verdict.ratio, verdict.rms_ratio) for verdict in judge_results(parts, part, cut))
+    return f"the timer says {1e6 * seconds:.1f} µs, its {count:.0f} kernels take {1e6 * kernel_s:.1f} µs: " + (
+        "the device stood idle between them" if seconds > kernel_s else "they overlap, or ran slower when traced"
+    )
 
 
-def _round(impl: Implementation, problem: Problem, tensors: Tensors, direction: Direction) -> Callable[[], Call]:
-    """Return what prepares one round: a call on fresh leaves, with a fresh graph where backward is timed."""
-
-    def forward() -> Call:
-        def call() -> object:
-            with torch.no_grad():
-                return impl(tensors.q, tensors.k, tensors.v, problem)
-
-        return call
-
-    def backward() -> Call:
-        leaves = tensors.requires_grad()
-        out = impl(leaves.q, leaves.k, leaves.v, problem)
-        return lambda: torch.autograd.grad(out, (leaves.q, leaves.k, leaves.v), tensors.dout)
-
-    def both() -> Call:
-        leaves = tensors.requires_grad()
-
-        def call() -> object:
-            out = impl(leaves.q, leaves.k, leaves.v, problem)
-            return torch.autograd.grad(out, (leaves.q, leaves.k, leaves.v), tensors.dout)
-
-        return call
-
-    return {Direction.FWD: forward, Direction.BWD: backward, Direction.FWD_BWD: both}[direction]
-
-
-def _memory(
-    impl: Implementation,
-    problem: Problem,
-    tensors: Tensors,
-    direction: Direction,
-    device: torch.device,
-    outputs: int,
-) -> Memory:
-    if direction is Direction.FWD:
-        peak = peak_bytes(lambda: None, _round(impl, problem, tensors, direction)(), device)
-        return Memory(peak, max(0, peak - outputs))
-    leaves = tensors.requires_grad()
-    saved = SavedBytes((leaves.q, leaves.k, leaves.v))
-    state: dict[str, Any] = {}
-
-    def forward() -> None:
-        with saved:
-            state["out"] = impl(leaves.q, leaves.k, leaves.v, problem)
-
-    def backward() -> object:
-        out = state.pop("out")
-        return torch.autograd.grad(out, (leaves.q, leaves.k, leaves.v), tensors.dout)
-
-    def both() -> object:
-        forward()
-        return backward()
-
-    peak = peak_bytes(forward, backward, device) if direction is Direction.BWD else peak_bytes(_nothing, both, device)
-    return Memory(peak, max(0, peak - outputs), saved.total)
-
-
-def _nothing() -> None:
-    return None
-
-
-def _outputs(results: dict[str, torch.Tensor], direction: Direction) -> list[torch.Tensor]:
-    """Return the tensors a caller gets: ``out`` forward, the gradients backward, all of them for both."""
-    names = {
-        Direction.FWD: ("out",),
-        Direction.BWD: ("dq", "dk", "dv"),
-        Direction.FWD_BWD: ("out", "dq", "dk", "dv"),
-    }[direction]
-    return [results[name] for name in names]
-
-
-def _summary(durations: list[float]) -> Time:
+def summary(durations: Sequence[float]) -> Time:
+    """Return median, p10, p90, their number and how well the median is known."""
     tensor = torch.tensor(durations, dtype=torch.float64)
-    p10, median, p90 = torch.quantile(tensor, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
-    return Time(median, p10, p90, len(durations))
+    p10, middle, p90 = torch.quantile(tensor, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
+    return Time(middle, p10, p90, len(durations), half_width(durations))
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _status(error: Exception) -> tuple[str, str]:
+    """Return the status and the reason that ``error`` stands for."""
+    if isinstance(error, HostBound):
+        return "host_bound", str(error)
+    if isinstance(error, _Noisy):
+        return "noisy", str(error)
+    if is_out_of_memory(error):
+        return "oom", _asked_for(error)
+    sentence = str(error).strip().partition("\n")[0] or "without a message"
+    return "error", sentence if isinstance(error, _OURS) else f"{type(error).__name__}: {sentence}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

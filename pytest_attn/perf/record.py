@@ -27,12 +27,16 @@ class BadRun(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Time:
-    """Seconds of the contract's timer: median, 10th and 90th percentile over ``n`` rounds."""
+    """Seconds of the contract's timer: median, 10th and 90th percentile over ``n`` rounds.
+
+    ``ci`` is half the width of the median's 95 % confidence interval, relative to the median.
+    """
 
     median: float
     p10: float
     p90: float
     n: int
+    ci: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,13 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What one (implementation, problem, direction) measured. Only status ``ok`` carries numbers to compare."""
+    """What one (implementation, problem, direction) measured. Only status ``ok`` carries numbers to compare.
+
+    Attributes not named by their own class: ``host_us``, the host's microseconds to launch one call; ``compile_s``,
+    seconds of the first call less those of the second; ``kernel_s``, summed durations of the kernels of one call;
+    ``kernels``, their names with shares of that sum and counts (on a CPU torch's operators); ``telemetry``, what NVML
+    saw during the rounds; ``note``, a sentence on a number that needs one.
+    """
 
     impl: str
     problem: Problem
@@ -65,7 +75,9 @@ class Record:
     compile_s: float | None = None
     percent_of_peak: float | None = None
     percent_of_peak_at_clock: float | None = None
+    kernel_s: float | None = None
     kernels: tuple[Mapping[str, Any], ...] | None = None
+    note: str | None = None
     telemetry: Mapping[str, Any] | None = None
     accuracy: Mapping[str, Any] | None = None
 
@@ -88,6 +100,13 @@ class Record:
         return self.problem.flops(self.direction) / self.time_s.median / 1e12
 
     @property
+    def dense_tflops(self) -> float | None:
+        """TFLOP/s as if nothing were masked: what a kernel that skips no block has to do."""
+        if self.time_s is None or self.time_s.median <= 0:
+            return None
+        return self.problem.dense_flops(self.direction) / self.time_s.median / 1e12
+
+    @property
     def gbps(self) -> float | None:
         """GB/s of the least traffic the problem needs, over the median time."""
         if self.time_s is None or self.time_s.median <= 0:
@@ -108,6 +127,7 @@ class Record:
             "contract": self.contract,
             "flops": self.problem.flops(self.direction),
             "tflops": self.tflops,
+            "dense_tflops": self.dense_tflops,
             "gbps": self.gbps,
             "percent_of_peak": self.percent_of_peak,
             "percent_of_peak_at_clock": self.percent_of_peak_at_clock,
@@ -115,7 +135,9 @@ class Record:
             "host_us": self.host_us,
             "compile_s": self.compile_s,
             "memory": None if self.memory is None else dataclasses.asdict(self.memory),
+            "kernel_s": self.kernel_s,
             "kernels": None if self.kernels is None else [dict(kernel) for kernel in self.kernels],
+            "note": self.note,
             "telemetry": None if self.telemetry is None else dict(self.telemetry),
             "accuracy": None if self.accuracy is None else dict(self.accuracy),
         }
@@ -150,6 +172,8 @@ _PLAIN = (
     "impl_version",
     "host_us",
     "compile_s",
+    "kernel_s",
+    "note",
     "percent_of_peak",
     "percent_of_peak_at_clock",
     "telemetry",
@@ -158,7 +182,10 @@ _PLAIN = (
 
 
 def _time(data: Mapping[str, Any]) -> Time:
-    time = Time(float(data["median"]), float(data["p10"]), float(data["p90"]), int(data["n"]))
+    ci = data.get("ci")
+    time = Time(
+        float(data["median"]), float(data["p10"]), float(data["p90"]), int(data["n"]), None if ci is None else float(ci)
+    )
     if not all(math.isfinite(value) and value > 0 for value in (time.median, time.p10, time.p90)):
         raise ValueError(f"time_s {dict(data)} is not positive and finite")
     return time
@@ -175,7 +202,9 @@ class Run:
 
     ``machine`` holds what must agree for two runs to be comparable (device, driver, power limit, CPU, threads);
     ``environment`` what explains a difference (versions of torch, CUDA, Python, this tool); ``implementations`` maps
-    each known name to ``{"version", "missing"}``, ``missing`` being ``None`` or the reason.
+    each known name to ``{"version", "missing"}``, ``missing`` being ``None`` or the reason. ``instruments`` says what
+    was measured with (:meth:`pytest_attn.perf.instruments.Instruments.describe`), ``shard`` which part of the grid
+    this is, as ``"i/n"``, or ``None`` for the whole.
     """
 
     records: tuple[Record, ...]
@@ -184,6 +213,8 @@ class Run:
     environment: Mapping[str, Any]
     implementations: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
+    instruments: Mapping[str, Any] = field(default_factory=dict)
+    shard: str | None = None
 
     def statuses(self) -> Counter[str]:
         """Count the records by status."""
@@ -194,6 +225,8 @@ class Run:
         return {
             "schema": SCHEMA,
             "grid": self.grid,
+            "shard": self.shard,
+            "instruments": dict(self.instruments),
             "machine": dict(self.machine),
             "environment": dict(self.environment),
             "implementations": dict(self.implementations),
@@ -236,6 +269,8 @@ def load_run(path: str | Path) -> Run:
             dict(header["environment"]),
             dict(header.get("implementations", {})),
             name,
+            dict(header.get("instruments", {})),
+            header.get("shard"),
         )
     except BadRun as error:
         raise BadRun(f"{name}: {error}") from None

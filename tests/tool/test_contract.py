@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -12,23 +14,32 @@ from pytest_attn.perf.device import environment, machine, pick_device
 @pytest.mark.parametrize(
     ("timer", "device", "expected"),
     [
-        ("auto", "cpu", "wall/1"),
-        ("auto", "cuda", "events/1"),
-        ("wall", "cpu", "wall/1"),
-        ("events", "cuda", "events/1"),
+        ("auto", "cpu", "wall/2"),
+        ("auto", "cuda", "events/2"),
+        ("wall", "cpu", "wall/2"),
+        ("events", "cuda", "events/2"),
+        ("kineto", "cuda", "kineto/1"),
     ],
 )
 def test_contracts(timer: str, device: str, expected: str) -> None:
     contract = contract_for(timer, device)
     assert contract.id == expected
-    assert 2 <= contract.min_rounds < contract.max_rounds
+    assert 10 <= contract.min_rounds < contract.max_rounds
+    assert contract.precision < contract.noisy_above
+    assert contract.warmup_s < contract.warmup_cap_s < contract.budget_s
+
+
+def test_an_isolated_process_is_another_contract() -> None:
+    contract = dataclasses.replace(contract_for("events", "cuda"), isolated=True)
+    assert contract.id == "events/2-isolated"
 
 
 @pytest.mark.parametrize(
     ("timer", "device", "sentence"),
     [
-        ("sundial", "cpu", "timer 'sundial' is not one of auto, events, wall"),
+        ("sundial", "cpu", "timer 'sundial' is not one of auto, events, kineto, wall"),
         ("events", "cpu", "timer 'events' needs a CUDA device, not cpu"),
+        ("kineto", "cpu", "timer 'kineto' needs a CUDA device, not cpu"),
         ("wall", "cuda", "timer 'wall' would time the launches of a CUDA device, not its work; use 'events'"),
     ],
 )

@@ -13,6 +13,8 @@ import torch
 from attn_impls import Capabilities, Direction, Implementation, Problem, Registry, Unavailable
 from pytest_attn.cli import main
 from pytest_attn.perf.contract import Contract
+from pytest_attn.perf.instruments import Instruments
+from pytest_attn.perf.measure import Measured
 from pytest_attn.perf.record import Memory, Record, Time
 
 KEYS = ["forward", "backward", "forward_backward", "peak_memory_usage(MB)"]
@@ -24,29 +26,30 @@ Call = tuple[str, Problem, Direction, torch.device, Contract]
 
 
 class FakeMeasure:
-    """Answers as ``pytest_attn.perf.measure.measure`` does, at once; ``answer`` gives status and reason."""
+    """Answers as ``pytest_attn.perf.measure.measure_alone`` does, at once; ``answer`` gives status and reason."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.answer: Answer = lambda problem, direction: ("ok", None)
 
     def __call__(
-        self, impl: Implementation, problem: Problem, direction: Direction, device: torch.device, contract: Contract
-    ) -> Record:
+        self, impl: Implementation, problem: Problem, direction: Direction, instruments: Instruments
+    ) -> Measured:
+        device, contract = instruments.device, instruments.contract
         self.calls.append((impl.name, problem, direction, device, contract))
         status, reason = self.answer(problem, direction)
         if status != "ok":
-            return Record(impl.name, problem, direction, status, contract.id, reason)
+            return Measured(Record(impl.name, problem, direction, status, contract.id, reason))
         median = SECONDS[direction]
         time = Time(median, median, median, contract.min_rounds)
         memory = Memory(3 * 2**20, 2**20)
-        return Record(impl.name, problem, direction, "ok", contract.id, time_s=time, memory=memory)
+        return Measured(Record(impl.name, problem, direction, "ok", contract.id, time_s=time, memory=memory))
 
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeMeasure:
     fake = FakeMeasure()
-    monkeypatch.setattr("pytest_attn.perf.measure.measure", fake)
+    monkeypatch.setattr("pytest_attn.perf.measure.measure_alone", fake)
     monkeypatch.chdir(tmp_path)
     return fake
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from attn_impls import Capabilities, Direction, Implementation, Problem, Registry
 from pytest_attn.cli import main
-from pytest_attn.perf.contract import Contract
+from pytest_attn.perf.instruments import Instruments
+from pytest_attn.perf.measure import Measured
 from pytest_attn.perf.record import Memory, Record, Time
 
 KEYS = ["forward", "backward", "forward_backward", "peak_memory_usage(MB)"]
@@ -27,16 +27,18 @@ def sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]
     monkeypatch.chdir(tmp_path)
 
     def run(*options: str, status: Statuses = lambda impl, problem, direction: "ok") -> int:
-        def measure(
-            impl: Implementation, problem: Problem, direction: Direction, device: torch.device, contract: Contract
-        ) -> Record:
+        def measure_alone(
+            impl: Implementation, problem: Problem, direction: Direction, instruments: Instruments
+        ) -> Measured:
             found = status(impl, problem, direction)
             ok = found == "ok"
             time, memory = (Time(1e-3, 1e-3, 1e-3, 3), Memory(0, 0)) if ok else (None, None)
             reason = None if ok else "the reason"
-            return Record(impl.name, problem, direction, found, contract.id, reason, time_s=time, memory=memory)
+            contract = instruments.contract.id
+            record = Record(impl.name, problem, direction, found, contract, reason, time_s=time, memory=memory)
+            return Measured(record)
 
-        monkeypatch.setattr("pytest_attn.perf.measure.measure", measure)
+        monkeypatch.setattr("pytest_attn.perf.measure.measure_alone", measure_alone)
         return main(["lab5", "--sweep", "--device", "cpu", *options])
 
     return run

@@ -14,14 +14,13 @@ import torch
 from attn_impls import Capabilities, Implementation, Unavailable, as_implementation
 from attn_impls.naive import naive
 from attn_impls.problem import CAUSAL, Direction, Problem
-from pytest_attn.perf import measure as measuring
-from pytest_attn.perf.contract import Contract
-from pytest_attn.perf.measure import is_out_of_memory, measure, measure_rounds
+from pytest_attn.perf.measure import is_out_of_memory, measure, measure_alone
 from pytest_attn.perf.record import Record
+from pytest_attn.perf.spread import half_width
 from pytest_attn.perf.timers import HostBound
+from pytest_attn.perf.wall import WallSource
+from tests.tool.quick import CPU, QUICK, instruments
 
-CPU = torch.device("cpu")
-QUICK = Contract("wall", 1, warmup_s=0.0, min_rounds=3, max_rounds=3, budget_s=0.0)
 SMALL = Problem(1, 2, 2, 16, 16, 8, "fp32", CAUSAL)
 
 
@@ -36,14 +35,15 @@ def right(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -
 
 @pytest.mark.parametrize("direction", Direction)
 def test_a_right_implementation(direction: Direction) -> None:
-    result = measure_rounds(as_implementation(right, "mine"), SMALL, direction, CPU, QUICK)
+    result = measure_alone(as_implementation(right, "mine"), SMALL, direction, instruments())
     record = result.record
     assert record.key == ("mine", SMALL.id, direction.value)
-    assert (record.status, record.reason, record.contract) == ("ok", None, "wall/1")
+    assert (record.status, record.reason, record.contract) == ("ok", None, "wall/2")
     assert record.time_s is not None
     assert record.time_s.n == len(result.durations) == 3
     assert record.time_s.median == sorted(result.durations)[1]
     assert min(result.durations) <= record.time_s.p10 <= record.time_s.median <= record.time_s.p90
+    assert record.time_s.ci == half_width(result.durations)
     assert record.accuracy is not None
     assert 0 <= record.accuracy["error_ratio"] <= 1
     assert record.memory is not None
@@ -161,13 +161,24 @@ def test_outputs_that_cannot_be_compared(fn: Any, direction: Direction, reason: 
 
 
 def test_host_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Late:
-        def rounds(self, prepare: object, contract: Contract) -> list[float]:
-            raise HostBound("the device waits for the host")
+    def late(source: WallSource, size: int) -> list[float]:
+        raise HostBound("the device waits for the host")
 
-    monkeypatch.setattr(measuring, "timer_for", lambda contract, device: Late())
-    record = measured(right)
-    assert (record.status, record.reason) == ("host_bound", "the device waits for the host")
+    monkeypatch.setattr(WallSource, "batch", late)
+    result = measure_alone(as_implementation(right, "mine"), SMALL, Direction.FWD, instruments())
+    assert (result.record.status, result.record.reason) == ("host_bound", "the device waits for the host")
+    assert (result.record.time_s, result.durations) == (None, ())
+
+
+def test_noisy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WallSource, "batch", lambda source, size: [1.0, 2.0, 4.0])
+    impl = as_implementation(right, "mine")
+    # Of three samples all lie in the median's interval: (4 - 1) / 2 / 2.
+    at_most = dataclasses.replace(QUICK, noisy_above=0.75)
+    assert measure(impl, SMALL, Direction.FWD, CPU, at_most).status == "ok"
+    record = measure(impl, SMALL, Direction.FWD, CPU, dataclasses.replace(QUICK, noisy_above=0.74))
+    assert (record.status, record.time_s) == ("noisy", None)
+    assert "is known to ±75 %" in str(record.reason)
 
 
 def test_unavailable_passes_through() -> None:

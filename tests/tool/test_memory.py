@@ -8,12 +8,10 @@ import torch
 from attn_impls.naive import naive
 from attn_impls.problem import FULL, Direction, Problem
 from attn_impls.sdpa import sdpa_flash
-from pytest_attn.perf.contract import Contract
 from pytest_attn.perf.measure import measure
 from pytest_attn.perf.memory import SavedBytes, nbytes, peak_bytes
+from tests.tool.quick import CPU, QUICK
 
-CPU = torch.device("cpu")
-QUICK = Contract("wall", 1, warmup_s=0.0, min_rounds=3, max_rounds=3, budget_s=0.0)
 LONG = Problem(1, 2, 2, 512, 512, 16, "fp32", FULL)
 SCORES = 2 * 512 * 512 * 4
 INPUT = 2 * 512 * 16 * 4

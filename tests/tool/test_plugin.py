@@ -42,7 +42,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--attn-grid", "gone.toml"], "--attn-grid: cannot read grid gone.toml: No such file or directory"),
     (["--attn-direction", "fwd,up"], "--attn-direction 'fwd,up': 'up' is not one of fwd, bwd, fwd_bwd"),
     (["--attn-direction", ""], "--attn-direction '': '' is not one of fwd, bwd, fwd_bwd"),
-    (["--attn-timer", "sundial"], "--attn-timer 'sundial' is not one of auto, events, wall"),
+    (["--attn-timer", "sundial"], "--attn-timer 'sundial' is not one of auto, events, kineto, wall"),
     (["--attn-device", "cpu", "--attn-timer", "events"], "timer 'events' needs a CUDA device, not cpu"),
     (
         ["--attn-repro", REPRO.replace('"seed":0', '"seed":null')],
@@ -89,7 +89,7 @@ def test_header_and_missing_implementations(pytester: pytest.Pytester) -> None:
     result.assert_outcomes(passed=2, skipped=2, deselected=20)
     result.stdout.re_match_lines(
         [
-            rf"attn: .+, {torch.get_num_threads()} threads, torch {torch.__version__[:3]}.*, contract wall/1$",
+            rf"attn: .+, {torch.get_num_threads()} threads, torch {torch.__version__[:3]}.*, contract wall/2$",
             r"attn: implementations naive, sdpa-math, sdpa-flash, tiled-torch, tiled-seq, tiled-cpu$",
             r"attn: missing sdpa-efficient, sdpa-cudnn, flash-attn, flash-attn-4, flex, tiled-smem: needs cuda$",
         ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest_attn.perf.record as record_module
 from attn_impls.problem import DTYPE_BYTES, LAYOUTS, MASK_KINDS, Direction, Mask, Problem
 from pytest_attn.perf.record import STATUSES, BadRun, Memory, Record, Run, Time, load_run
 from tests.tool.gate_runs import MACHINE, record, run_of, write_run
+from tests.tool.quick import instruments
 
 jsonschema = pytest.importorskip("jsonschema")
 
@@ -25,21 +28,46 @@ WHOLE = Record(
     "ok",
     "events/1",
     impl_version="1.2",
-    time_s=Time(1e-3, 0.9e-3, 1.2e-3, 17),
+    time_s=Time(1e-3, 0.9e-3, 1.2e-3, 17, 0.004),
     memory=Memory(1000, 400, 300),
     host_us=3.5,
     compile_s=1.5,
     percent_of_peak=50.0,
     percent_of_peak_at_clock=60.0,
-    kernels=({"name": "flash_fwd", "share": 0.75},),
-    telemetry={"sm_mhz": 1980, "power_w": 690.5, "temp_c": 60, "clock_reasons": ["SwPowerCap"], "energy_j": 0.5},
+    kernel_s=0.98e-3,
+    kernels=({"name": "flash_fwd", "share": 0.75, "count": 1},),
+    note="the timer says 1000.0 µs, its 1 kernels take 980.0 µs: the device stood idle between them",
+    telemetry={
+        "sm_mhz": 1755.0,
+        "power_w": 690.5,
+        "temp_c": 60.0,
+        "clock_reasons": ["software power cap"],
+        "foreign_processes": 0,
+        "samples": 12,
+        "energy_j": 0.5,
+    },
     accuracy={"error_ratio": 0.25},
 )
+# Added under the same schema number: what was written before has none of them.
+ADDED = {
+    "record": {"dense_tflops", "kernel_s", "note"},
+    "time": {"ci"},
+    "kernel": {"count"},
+    "run": {"shard", "instruments"},
+}
+INSTRUMENTS = {"overhead_us": 3.1, "flush_bytes": 104857600, "telemetry": "nvml"}
 OOM = record(None, impl="other", status="oom", reason="out of memory: asked for 8.00 GiB")
 
 
+@functools.cache
+def validator(definition: str) -> Any:
+    return jsonschema.Draft202012Validator({**SCHEMA, "$ref": f"#/$defs/{definition}"})
+
+
 def validate(data: object, definition: str) -> None:
-    jsonschema.validate(data, {**SCHEMA, "$ref": f"#/$defs/{definition}"}, jsonschema.Draft202012Validator)
+    error = jsonschema.exceptions.best_match(validator(definition).iter_errors(data))
+    if error is not None:
+        raise error
 
 
 def test_schema_is_a_schema() -> None:
@@ -64,8 +92,10 @@ def test_schema_names_exactly_the_keys() -> None:
         "accuracy": whole["accuracy"],
         "run": run_of(WHOLE).header(),
     }.items():
-        assert set(definitions[name]["required"]) == set(definitions[name]["properties"]) == set(data), name
+        assert set(definitions[name]["properties"]) == set(data), name
+        assert set(definitions[name]["required"]) == set(data) - ADDED.get(name, set()), name
     assert set(definitions["telemetry"]["properties"]) == set(whole["telemetry"])
+    assert set(definitions["instruments"]["properties"]) == set(INSTRUMENTS) == set(instruments().describe())
 
 
 def test_schema_names_exactly_the_words() -> None:
@@ -80,7 +110,8 @@ def test_schema_names_exactly_the_words() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [(key,) for key in WHOLE.to_dict()] + [("time_s", "n"), ("memory", "saved_bytes"), ("problem", "mask", "left")],
+    [(key,) for key in WHOLE.to_dict() if key not in ADDED["record"]]
+    + [("time_s", "n"), ("memory", "saved_bytes"), ("problem", "mask", "left")],
     ids=".".join,
 )
 def test_schema_misses_a_key(path: tuple[str, ...]) -> None:
@@ -102,6 +133,12 @@ def test_schema_misses_a_key(path: tuple[str, ...]) -> None:
         {"status": "fine"},
         {"schema": 2},
         {"contract": "events"},
+        {"contract": "events/2-alone"},
+        {"note": ""},
+        {"telemetry": {"clock_reasons": "software power cap"}},
+        {"telemetry": {"sm_mhz": "fast"}},
+        {"kernels": [{"name": "flash_fwd", "share": 1.2, "count": 1}]},
+        {"kernels": [{"name": "flash_fwd", "share": 1.0, "count": 0.5}]},
         {"memory": {"peak_bytes": -1, "workspace_bytes": 0, "saved_bytes": None}},
         {"problem_id": ""},
         {"accuracy": {}},
@@ -125,6 +162,10 @@ def test_derived_numbers() -> None:
     data = item.to_dict()
     assert data["flops"] == 268_435_456
     assert data["tflops"] == pytest.approx(0.268435456)
+    assert data["dense_tflops"] == data["tflops"]
+    half = dataclasses.replace(item, problem=dataclasses.replace(item.problem, mask=Mask("causal"))).to_dict()
+    assert half["dense_tflops"] == data["dense_tflops"]
+    assert half["tflops"] == pytest.approx(data["tflops"] * 1025 / 2048)
     assert data["gbps"] == pytest.approx(4 * 1024 * 64 * 2 / 1e-3 / 1e9)
     assert OOM.to_dict()["tflops"] is None
     assert OOM.to_dict()["gbps"] is None
@@ -142,7 +183,7 @@ def test_a_record_needs_a_known_status_and_a_time() -> None:
 
 def test_round_trip(tmp_path: Path) -> None:
     implementations = {"mine": {"version": "1.2", "missing": None}, "flex": {"version": "?", "missing": "needs cuda"}}
-    run = run_of(WHOLE, OOM, record(2e-3), implementations=implementations)
+    run = run_of(WHOLE, OOM, record(2e-3), implementations=implementations, instruments=INSTRUMENTS, shard="2/3")
     validate(json.loads(json.dumps(run.header())), "run")
     stranger = {"name": "someone else's", "extra_info": {}}
     path = write_run(tmp_path / "run.json", run, noise=[stranger])
@@ -152,7 +193,21 @@ def test_round_trip(tmp_path: Path) -> None:
     assert len(back.records) == 3
     assert (back.grid, back.machine, back.environment) == ("smoke", MACHINE, {"torch": "2.13.0"})
     assert back.implementations == implementations
+    assert (back.instruments, back.shard) == (INSTRUMENTS, "2/3")
     assert back.statuses() == {"ok": 2, "oom": 1}
+
+
+REPORTS = Path(__file__).resolve().parents[2] / "reports"
+COMMITTED = [path for path in sorted(REPORTS.rglob("*.json")) if "attn" in json.loads(path.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: str(path.relative_to(REPORTS)))
+def test_committed_runs_fit_the_schema_and_are_read(path: Path) -> None:
+    data = json.loads(path.read_text(encoding="utf-8"))
+    validate(data["attn"], "run")
+    for benchmark in data["benchmarks"]:
+        validate(benchmark["extra_info"]["attn"], "record")
+    assert len(load_run(path).records) == len(data["benchmarks"]) + len(data["attn"]["not_timed"]) > 0
 
 
 def test_only_records_without_a_time_are_in_the_header() -> None:

@@ -1,92 +1,103 @@
-"""Timers under a fake clock and on a fake CUDA device."""
+"""Timers under a fake clock and on a fake CUDA device: launch gap, drift, a bimodal kernel, a throttled one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from statistics import median
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from pytest_attn.perf import timers
+from pytest_attn.perf import events, rounds, wall
 from pytest_attn.perf.contract import Contract
-from pytest_attn.perf.timers import EventTimer, HostBound, WallTimer, timer_for
+from pytest_attn.perf.events import EventTimer
+from pytest_attn.perf.kineto import Kernel
+from pytest_attn.perf.rounds import take_turns, warm_up
+from pytest_attn.perf.timers import HostBound, Prepare
+from pytest_attn.perf.wall import WallTimer
 
-WALL = Contract("wall", 1, warmup_s=0.5, min_rounds=5, max_rounds=20, budget_s=1.0)
-EVENTS = Contract("events", 1, warmup_s=0.01, min_rounds=10, max_rounds=40, budget_s=0.0255)
+TERMS = Contract(
+    "events",
+    0,
+    warmup_s=0.02,
+    warmup_cap_s=0.3,
+    flat=0.01,
+    batch_s=0.02,
+    min_rounds=10,
+    max_rounds=100,
+    least_s=0.0,
+    budget_s=0.5,
+    precision=0.005,
+    noisy_above=0.1,
+)
 
 
 class Host:
-    """A clock that stands still unless someone works."""
+    """A clock that stands still unless someone works or sleeps; ``busy`` threads burn processor time meanwhile."""
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.calls: list[float] = []
+        self.burnt = 0.0
+        self.busy = 0.0
 
     def work(self, seconds: float) -> Callable[[], object]:
         def call() -> None:
-            self.calls.append(self.now)
             self.now += seconds
+            self.burnt += seconds
 
         return call
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        spinning = min(self.busy, seconds)
+        self.busy -= spinning
+        self.burnt += spinning
 
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     clock = Host()
-    monkeypatch.setattr(timers, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    fake = SimpleNamespace(perf_counter=lambda: clock.now, process_time=lambda: clock.burnt, sleep=clock.sleep)
+    for module in (events, rounds, wall):
+        monkeypatch.setattr(module, "time", fake)
     return clock
 
 
-@pytest.mark.parametrize(
-    ("seconds", "rounds", "warmups"),
-    [
-        (10.0, 5, 2),  # slow: the fewest rounds, two calls to warm up
-        (0.1, 10, 5),  # the budget of one second
-        (0.001, 20, 20),  # quick: the most rounds, however little was spent
-    ],
-)
-def test_wall_rounds(host: Host, seconds: float, rounds: int, warmups: int) -> None:
-    durations = WallTimer().rounds(lambda: host.work(seconds), WALL)
-    assert len(durations) in (rounds, rounds + 1)  # a sum of tenths may fall short of one
-    assert durations == pytest.approx([seconds] * len(durations))
-    assert len(host.calls) - len(durations) in (warmups, warmups + 1)
-
-
-def test_wall_leaves_out_the_preparation(host: Host) -> None:
-    def prepare() -> Callable[[], object]:
-        host.now += 7.0
-        return host.work(0.25)
-
-    durations = WallTimer().rounds(prepare, WALL)
-    assert durations == pytest.approx([0.25] * 5, rel=1e-9)
-
-
 class Cuda:
-    """A device with a queue: what the host submits starts when the device is free, not before it is submitted."""
+    """A device with a queue: what the host submits starts when the device is free, not before it is submitted.
+
+    Around a kernel a pair of events reads ``overhead`` more than the kernel takes, as on a real device. ``speed`` is
+    that of the clock.
+    """
 
     cycles_per_second = 1e9
+    overhead = 3e-6
 
     def __init__(self, host: Host) -> None:
         self.host = host
         self.free_at = 0.0
-        self.rounds = 0
+        self.speed = 1.0
+        self.launched: list[float] = []
+        self.log: list[str] = []
 
     def submit(self, seconds: float) -> None:
-        self.free_at = max(self.free_at, self.host.now) + seconds
+        self.free_at = max(self.free_at, self.host.now) + seconds / self.speed
+
+    def spin(self, cycles: int) -> None:
+        self.launched.append(cycles / self.cycles_per_second)
+        self.submit(self.launched[-1] + self.overhead * self.speed)
 
     def synchronize(self, device: object = None) -> None:
         self.host.now = max(self.host.now, self.free_at)
 
-    def event(self, enable_timing: bool = False) -> Event:
-        assert enable_timing
-        return Event(self)
-
-    def kernel(self, device_s: float, launch_s: float) -> Callable[[], object]:
+    def kernel(self, device_s: float, launch_s: float = 1e-6, name: str = "kernel") -> Callable[[], object]:
         def call() -> None:
-            self.rounds += 1
+            self.log.append(name)
             self.host.now += launch_s
-            self.submit(device_s)
+            self.submit(device_s + self.overhead * self.speed)
 
         return call
 
@@ -110,104 +121,248 @@ class Event:
         return (end.at - self.at) * 1e3
 
 
+class Flush:
+    def __init__(self, cuda: Cuda) -> None:
+        self.cuda = cuda
+        self.count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+        self.cuda.submit(40e-6)
+
+
 @pytest.fixture
 def cuda(host: Host, monkeypatch: pytest.MonkeyPatch) -> Cuda:
     fake = Cuda(host)
-    monkeypatch.setattr(torch.cuda, "Event", fake.event)
-    monkeypatch.setattr(
-        torch.cuda, "_sleep", lambda cycles: fake.submit(cycles / fake.cycles_per_second), raising=False
-    )
+
+    def profiled(run: Callable[[], object]) -> list[Kernel]:
+        fake.launched.clear()
+        run()
+        fake.synchronize()
+        return [Kernel("spin_kernel(long)", at, seconds) for at, seconds in enumerate(fake.launched)]
+
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Event(fake))
+    monkeypatch.setattr(torch.cuda, "_sleep", fake.spin, raising=False)
     monkeypatch.setattr(torch.cuda, "synchronize", fake.synchronize)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(L2_cache_size=4096))
+    monkeypatch.setattr(events, "Flush", lambda device: Flush(fake))
+    monkeypatch.setattr(events, "profile_kernels", profiled)
     return fake
 
 
-def event_timer() -> EventTimer:
-    return EventTimer(torch.device("cpu"))  # where the fake device's memory is
+def always(call: Callable[[], object]) -> Prepare:
+    return lambda: call
 
 
-def test_events_give_device_seconds(cuda: Cuda) -> None:
-    durations = event_timer().rounds(lambda: cuda.kernel(device_s=1e-3, launch_s=1e-6), EVENTS)
-    assert len(durations) == 25  # the budget over the device's time
-    assert durations == pytest.approx([1e-3] * 25)
+def timer(while_busy: Callable[[], object] = lambda: None) -> EventTimer:
+    return EventTimer(torch.device("cpu"), while_busy)
 
 
-@pytest.mark.parametrize(("device_s", "rounds"), [(1.0, 10), (1e-5, 40)])
-def test_events_keep_within_the_contract(cuda: Cuda, device_s: float, rounds: int) -> None:
-    durations = event_timer().rounds(lambda: cuda.kernel(device_s, launch_s=1e-6), EVENTS)
-    assert durations == pytest.approx([device_s] * rounds)
+def timed(source: object, terms: Contract = TERMS) -> list[float]:
+    (turns,) = take_turns([source], terms, random.Random(0))  # type: ignore[list-item]
+    if turns.error is not None:
+        raise turns.error
+    return turns.durations
 
 
-def test_events_hide_launches_that_are_slower_than_the_device(cuda: Cuda) -> None:
-    durations = event_timer().rounds(lambda: cuda.kernel(device_s=1e-5, launch_s=1e-3), EVENTS)
-    assert durations == pytest.approx([1e-5] * len(durations))
-    assert EVENTS.min_rounds <= len(durations) <= EVENTS.max_rounds
+def test_events_give_the_kernels_time_without_the_cost_of_the_pair(cuda: Cuda) -> None:
+    events_timer = timer()
+    assert events_timer.overhead_s == pytest.approx(3e-6)
+    assert events_timer.source(always(cuda.kernel(20e-6))).batch(16) == pytest.approx([20e-6] * 16)
 
 
-def test_events_leave_the_preparation_out(cuda: Cuda) -> None:
+def test_without_a_profiler_the_pair_around_nothing_is_taken_off(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "profile_kernels", lambda run: [])
+    assert timer().overhead_s == pytest.approx(0.0, abs=1e-7)
+
+
+def test_the_cache_is_flushed_before_each_round_and_outside_of_it(cuda: Cuda) -> None:
+    events_timer = timer()
+    before = events_timer.flush.count  # type: ignore[attr-defined]
+    assert events_timer.source(always(cuda.kernel(1e-3))).batch(5) == pytest.approx([1e-3] * 5)
+    assert events_timer.flush.count == before + 5  # type: ignore[attr-defined]
+
+
+def test_the_preparation_is_left_out(cuda: Cuda) -> None:
     def prepare() -> Callable[[], object]:
         cuda.submit(5e-3)  # the forward pass before a backward one
-        return cuda.kernel(device_s=1e-3, launch_s=1e-5)
+        return cuda.kernel(1e-3)
 
-    assert event_timer().rounds(prepare, EVENTS) == pytest.approx([1e-3] * 25)
+    assert timer().source(prepare).batch(4) == pytest.approx([1e-3] * 4)
+
+
+def test_launches_slower_than_the_device_are_hidden(cuda: Cuda) -> None:
+    source = timer().source(always(cuda.kernel(device_s=10e-6, launch_s=1e-3)))
+    durations = timed(source)
+    assert durations == pytest.approx([10e-6] * len(durations), rel=1e-3)
+    assert source.host_seconds() == pytest.approx(1e-3)
 
 
 def test_a_batch_in_which_the_host_was_late_is_thrown_away(cuda: Cuda) -> None:
-    warm = 12  # calls before the first batch, about
-    late = []
+    late = itertools.count()
+    kernel = cuda.kernel(1e-3, launch_s=1e-5)
 
-    def prepare() -> Callable[[], object]:
-        kernel = cuda.kernel(device_s=1e-3, launch_s=1e-5)
+    def call() -> None:
+        if next(late) == 5:
+            cuda.host.now += 3.0  # the host was busy elsewhere between the round's two events
+        kernel()
 
-        def call() -> None:
-            if cuda.rounds > warm + 5 and not late:
-                late.append(cuda.rounds)
-                cuda.host.now += 3.0  # the host was busy elsewhere between the round's two events
-            kernel()
-
-        return call
-
-    durations = event_timer().rounds(prepare, EVENTS)
-    assert late
-    assert durations == pytest.approx([1e-3] * 25)
+    durations = timer().source(always(call)).batch(16)
+    assert next(late) == 32, "the batch with the gap, and another one"
+    assert durations == pytest.approx([1e-3] * 16)
 
 
-def test_a_host_that_is_always_late_is_said(cuda: Cuda) -> None:
-    def prepare() -> Callable[[], object]:
-        kernel = cuda.kernel(device_s=40e-6, launch_s=260e-6)
+def test_a_host_that_is_always_late_is_said_with_both_times(cuda: Cuda) -> None:
+    kernel = cuda.kernel(device_s=40e-6, launch_s=260e-6)
 
-        def call() -> None:
-            kernel()
-            cuda.synchronize()  # as an implementation with .item() in it
-
-        return call
+    def call() -> None:
+        kernel()
+        cuda.synchronize()  # as an implementation with .item() in it
 
     with pytest.raises(HostBound) as raised:
-        event_timer().rounds(prepare, EVENTS)
+        timer().source(always(call)).batch(16)
     assert str(raised.value) == (
-        "the device waits for the host: a round takes 300 µs to launch, 300 µs from first to last event"
+        "the device waits for the host: a round takes 303 µs to launch, 263 µs from first to last event"
     )
 
 
-def test_the_cache_is_flushed_before_each_round_and_outside_of_it(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    timer = event_timer()
-    flushed = []
+def test_a_queue_that_blocks_the_host_falls_back_to_smaller_batches(cuda: Cuda) -> None:
+    queued: list[float] = []
 
-    class Flush:
-        def zero_(self) -> None:
-            flushed.append(cuda.rounds)
-            cuda.submit(2e-3)
+    def call() -> None:
+        queued.append(cuda.free_at)
+        cuda.host.now += 1e-5
+        cuda.submit(1e-3)
+        # The driver takes 60 launches, then the host waits for the first of them.
+        if len(queued) > 6 and queued[-7] > cuda.host.now:
+            cuda.host.now = queued[-7] + 1e-3
 
-    assert timer._flush.nbytes == 2 * 4096
-    monkeypatch.setattr(timer, "_flush", Flush())
-    durations = timer.rounds(lambda: cuda.kernel(device_s=1e-3, launch_s=1e-5), EVENTS)
-    assert durations == pytest.approx([1e-3] * 25)
-    assert len(flushed) == 25 + 1  # and once for the estimate
-
-
-def test_timer_for() -> None:
-    assert isinstance(timer_for(WALL, torch.device("cpu")), WallTimer)
+    durations = timer().source(always(call)).batch(16)
+    assert 1 <= len(durations) <= 4
+    assert durations == pytest.approx([1e-3 - Cuda.overhead] * len(durations))
 
 
-def test_timer_for_events(cuda: Cuda) -> None:
-    assert isinstance(timer_for(EVENTS, torch.device("cpu")), EventTimer)
+def test_the_device_is_watched_while_it_is_busy(cuda: Cuda) -> None:
+    seen: list[bool] = []
+    events_timer = timer(while_busy=lambda: seen.append(cuda.free_at > cuda.host.now))
+    seen.clear()
+    events_timer.source(always(cuda.kernel(1e-3))).batch(4)
+    assert seen == [True]
+
+
+def test_rounds_end_when_the_median_is_known(cuda: Cuda) -> None:
+    durations = timed(timer().source(always(cuda.kernel(1e-3))))
+    assert TERMS.min_rounds <= len(durations) <= 3 * 16, "three batches of equal times tell all"
+
+
+def test_rounds_end_with_the_budget_but_not_before_the_fewest(cuda: Cuda) -> None:
+    noise = random.Random(1)
+    quick = timed(timer().source(lambda: cuda.kernel(10e-3 * noise.uniform(0.5, 1.5))))
+    assert len(quick) == pytest.approx(TERMS.budget_s / 10e-3, rel=0.2)
+    slow = timed(timer().source(lambda: cuda.kernel(1.0 * noise.uniform(0.5, 1.5))))
+    assert len(slow) == TERMS.min_rounds
+
+
+def test_a_bimodal_kernel_gets_all_rounds_and_keeps_both_modes(cuda: Cuda) -> None:
+    modes = itertools.cycle((1e-4, 2e-4))
+    durations = timed(timer().source(lambda: cuda.kernel(next(modes))))
+    assert len(durations) == TERMS.max_rounds
+    assert sorted(durations)[10] == pytest.approx(1e-4)
+    assert sorted(durations)[90] == pytest.approx(2e-4)
+
+
+def drifting(cuda: Cuda) -> Iterator[float]:
+    """Slow the device down by a tenth of a percent with every kernel."""
+    while True:
+        cuda.speed *= 0.999
+        yield 1e-3
+
+
+def test_drift_hits_all_alike(cuda: Cuda) -> None:
+    seconds = drifting(cuda)
+    events_timer = timer()
+    sources = [events_timer.source(lambda name=name: cuda.kernel(next(seconds), name=name)) for name in "ab"]
+    one, other = take_turns(sources, TERMS, random.Random(0))
+    assert median(one.durations) > 1.05e-3, "the device did slow down"
+    assert median(other.durations) == pytest.approx(median(one.durations), rel=0.05)
+
+
+def test_turns_are_batches_in_shuffled_order(cuda: Cuda) -> None:
+    noise = random.Random(2)
+    events_timer = timer()
+    sources = [
+        events_timer.source(lambda name=name: cuda.kernel(1e-3 * noise.uniform(0.9, 1.1), name=name)) for name in "abc"
+    ]
+    cuda.log.clear()
+    take_turns(sources, TERMS, random.Random(3))
+    order = [name for name, _ in itertools.groupby(cuda.log)]
+    timed_order = order[order.index("c") + 1 :]
+    turns = {tuple(timed_order[i : i + 3]) for i in range(0, 9, 3)}
+    assert all(sorted(turn) == ["a", "b", "c"] for turn in turns)
+    assert len(turns) > 1, "not the same order each time around"
+    assert max(cuda.log.count(name) for name in "abc") <= 1.5 * min(cuda.log.count(name) for name in "abc")
+
+
+def test_a_throttled_device_shows_in_what_was_watched(cuda: Cuda) -> None:
+    speeds: list[float] = []
+    events_timer = timer(while_busy=lambda: speeds.append(cuda.speed))
+    speeds.clear()
+    cuda.speed = 0.5
+    assert median(timed(events_timer.source(always(cuda.kernel(1e-3))))) == pytest.approx(2e-3, rel=1e-2)
+    assert set(speeds) == {0.5}
+
+
+def test_the_warm_up_goes_on_until_the_median_is_flat(cuda: Cuda) -> None:
+    warming = [3e-3 * 0.98**i for i in range(60)]
+    seconds = itertools.chain(warming, itertools.repeat(warming[-1]))
+    source = timer().source(lambda: cuda.kernel(next(seconds)))
+    warm_up(source, TERMS)
+    assert next(seconds) == pytest.approx(warming[-1])
+
+
+def test_the_warm_up_has_a_cap(cuda: Cuda) -> None:
+    noise = random.Random(4)
+    events_timer = timer()
+    before = cuda.host.now
+    warm_up(events_timer.source(lambda: cuda.kernel(1e-3 * noise.uniform(0.5, 1.5))), TERMS)
+    assert cuda.host.now - before < TERMS.warmup_cap_s + 0.1
+
+
+def test_what_one_source_raises_does_not_stop_the_others(cuda: Cuda) -> None:
+    def broken() -> Callable[[], object]:
+        raise RuntimeError("no kernel image")
+
+    events_timer = timer()
+    bad, good = take_turns(
+        [events_timer.source(broken), events_timer.source(always(cuda.kernel(1e-3)))], TERMS, random.Random(0)
+    )
+    assert str(bad.error) == "no kernel image"
+    assert not bad.durations
+    assert good.error is None
+    assert len(good.durations) >= TERMS.min_rounds
+
+
+def test_wall_gives_the_seconds_of_the_call_alone(host: Host) -> None:
+    def prepare() -> Callable[[], object]:
+        host.now += 7.0
+        return host.work(0.25)
+
+    assert WallTimer().source(prepare).batch(3) == pytest.approx([0.25] * 3)
+
+
+def test_wall_waits_until_the_threads_of_others_are_quiet(host: Host) -> None:
+    host.busy = 0.012  # an OpenMP runtime that spins for 12 ms
+    still_busy: list[float] = []
+
+    def prepare() -> Callable[[], object]:
+        still_busy.append(host.busy)
+        return host.work(1e-3)
+
+    WallTimer().source(prepare).batch(2)
+    assert still_busy == [0.0] * 3, "one call that wakes this one's own threads, and two rounds"
+
+
+def test_wall_does_not_wait_for_ever(host: Host) -> None:
+    host.busy = 1e9
+    before = host.now
+    WallTimer().source(always(host.work(1e-3))).batch(1)
+    assert host.now - before < 0.1

@@ -1,0 +1,70 @@
+"""Timed cells that share a problem and a direction are measured together, in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from attn_impls.implementation import Implementation, Unavailable
+from attn_impls.problem import Direction, Problem
+from pytest_attn.perf.instruments import Instruments
+from pytest_attn.perf.measure import Measured, measure_group
+
+if TYPE_CHECKING:
+    from pytest_attn.session import AttnSession
+
+Key = tuple[str, str, str]
+
+
+class Groups:
+    """What is to be measured together, and what came out of it and has not been reported yet."""
+
+    def __init__(self, cells: Iterable[Key]) -> None:
+        """Note the ``(implementation, problem id, direction)`` of every timed cell of the run, in order."""
+        self._together: dict[tuple[str, str], list[str]] = {}
+        for name, problem_id, direction in cells:
+            self._together.setdefault((problem_id, direction), []).append(name)
+        self._outcomes: dict[Key, Measured | Unavailable] = {}
+        self._instruments: Instruments | None = None
+
+    def instruments(self, session: AttnSession) -> Instruments:
+        """Return what measures on the session's device, made at the first call."""
+        if self._instruments is None:
+            self._instruments = Instruments(session.device, session.contract)
+        return self._instruments
+
+    def described(self) -> dict[str, object]:
+        """Return what was measured with; empty where nothing was."""
+        return {} if self._instruments is None else self._instruments.describe()
+
+    def outcome(
+        self, session: AttnSession, impl: Implementation, problem: Problem, direction: Direction
+    ) -> Measured | Unavailable:
+        """Return what ``impl`` measured, together with all that share its problem and direction.
+
+        A cell that an earlier run measured is taken from there, and takes no turns again.
+        """
+        key = (impl.name, problem.id, direction.value)
+        if (resumed := session.resumed.get(key)) is not None:
+            return resumed
+        if key not in self._outcomes:
+            self._measure(session, impl, problem, direction)
+        return self._outcomes.pop(key)
+
+    def _measure(self, session: AttnSession, impl: Implementation, problem: Problem, direction: Direction) -> None:
+        names = self._together.pop((problem.id, direction.value), [])
+        keys = {name: (name, problem.id, direction.value) for name in names}
+        impls = [session.selected[name] for name in names if keys[name] not in session.resumed]
+        if impl not in impls:  # a test with a problem or an implementation of its own, or the same cell once more
+            impls = [impl]
+        outcomes = measure_group(impls, problem, direction, self.instruments(session))
+        for each, outcome in zip(impls, outcomes, strict=True):
+            # None: another implementation of the group left the device unusable, and the run ends with that one.
+            if outcome is not None:
+                self._outcomes[each.name, problem.id, direction.value] = outcome
+            if isinstance(outcome, Measured):
+                session.keep(outcome)
+        if (impl.name, problem.id, direction.value) not in self._outcomes:
+            culprit = next(o for o in self._outcomes.values() if isinstance(o, Measured) and o.record.status == "error")
+            session.finished(culprit)
+            session.end_if_device_is_lost(f"{culprit.record.impl} on {problem.id}: {culprit.record.reason}")

@@ -1,0 +1,65 @@
+"""What measures on one device, made once and kept: calibration and NVML cost more than a record may."""
+
+from __future__ import annotations
+
+import torch
+
+from pytest_attn.perf.contract import Contract
+from pytest_attn.perf.events import EventTimer
+from pytest_attn.perf.kineto import Flush, KinetoTimer
+from pytest_attn.perf.telemetry import NoTelemetry, Telemetry
+from pytest_attn.perf.timers import Timer
+from pytest_attn.perf.wall import WallTimer
+
+
+class Instruments:
+    """The timer of a contract, the buffer that flushes L2, and NVML's view of the device, where there is one.
+
+    Attributes:
+        timer: gives rounds.
+        flush: fills L2 (``None`` on a CPU).
+        telemetry: NVML's view, or ``None``.
+        no_telemetry: why there is none.
+    """
+
+    def __init__(self, device: torch.device, contract: Contract) -> None:
+        """Calibrate the timer of ``contract`` on ``device``."""
+        self.device = device
+        self.contract = contract
+        self.flush: Flush | None = None
+        self.telemetry, self.no_telemetry = _telemetry(device)
+        self.timer = self._timer()
+
+    def _timer(self) -> Timer:
+        if self.contract.timer == "wall":
+            return WallTimer()
+        if self.contract.timer == "kineto":
+            kineto = KinetoTimer(self.device)
+            self.flush = kineto.flush
+            return kineto
+        look = (lambda: None) if self.telemetry is None else self.telemetry.look
+        events = EventTimer(self.device, while_busy=look)
+        self.flush = events.flush
+        return events
+
+    @property
+    def overhead_s(self) -> float | None:
+        """Seconds that the timer takes off each round, where it does."""
+        return self.timer.overhead_s if isinstance(self.timer, EventTimer) else None
+
+    def describe(self) -> dict[str, object]:
+        """Return the JSON form of what a reader needs to know of them."""
+        return {
+            "overhead_us": None if self.overhead_s is None else round(1e6 * self.overhead_s, 3),
+            "flush_bytes": None if self.flush is None else self.flush.nbytes,
+            "telemetry": self.no_telemetry or "nvml",
+        }
+
+
+def _telemetry(device: torch.device) -> tuple[Telemetry | None, str | None]:
+    if device.type != "cuda":
+        return None, "NVML knows no CPU"
+    try:
+        return Telemetry(device), None
+    except NoTelemetry as reason:
+        return None, str(reason)

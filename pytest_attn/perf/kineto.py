@@ -1,0 +1,141 @@
+"""Kernels as CUPTI saw them, through torch.profiler: names and durations. A second timer, and proof of what ran."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pytest_attn.perf.timers import Prepare
+
+# The kernel of torch.cuda._sleep, which stands before and after each traced call.
+SPIN_KERNEL = "spin_kernel"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One kernel, copy or fill: its demangled name, and when it started and how long it ran, in seconds."""
+
+    name: str
+    start_s: float
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The kernels of one call, in the order in which they started."""
+
+    kernels: tuple[Kernel, ...]
+
+    @property
+    def kernel_s(self) -> float:
+        """Sum of the durations: gaps are left out, and what ran at the same time counts twice."""
+        return sum(kernel.duration_s for kernel in self.kernels)
+
+    @property
+    def span_s(self) -> float:
+        """From the start of the first to the end of the last: gaps between kernels are in it."""
+        if not self.kernels:
+            return 0.0
+        return max(k.start_s + k.duration_s for k in self.kernels) - self.kernels[0].start_s
+
+
+class Flush:
+    """Fills twice the device's L2, so that nothing of the inputs is left in it."""
+
+    def __init__(self, device: torch.device) -> None:
+        l2_bytes = int(torch.cuda.get_device_properties(device).L2_cache_size)
+        self._buffer = torch.empty(2 * l2_bytes // 4, dtype=torch.int32, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are written."""
+        return self._buffer.nbytes
+
+    def __call__(self) -> None:
+        """Queue the fill."""
+        self._buffer.zero_()
+
+
+def trace(prepare: Prepare, flush: Flush, rounds: int) -> list[Trace]:
+    """Return what the device ran for each of ``rounds`` calls of ``prepare()()``, the preparation left out.
+
+    Empty where the profiler reports no kernels at all, as when another profiler is attached.
+    """
+
+    def run() -> None:
+        for _ in range(rounds):
+            call = prepare()
+            flush()
+            torch.cuda._sleep(0)
+            call()
+            torch.cuda._sleep(0)
+
+    return split(profile_kernels(run))
+
+
+def profile_kernels(run: Callable[[], object]) -> list[Kernel]:
+    """Return the kernels that ``run()`` queued, in the order in which they started."""
+    # The profiler announces each start and stop on stderr, in the middle of a progress line.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    from torch.profiler import ProfilerActivity, profile
+
+    # acc_events: without it the profiler warns on every use that it forgets events between cycles; there are none.
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+        run()
+        torch.cuda.synchronize()
+    events = profiler.profiler.kineto_results.events()
+    kernels = [
+        Kernel(event.name(), event.start_ns() * 1e-9, event.duration_ns() * 1e-9)
+        for event in events
+        if event.device_type().name == "CUDA"
+    ]
+    return sorted(kernels, key=lambda kernel: kernel.start_s)
+
+
+def split(kernels: Sequence[Kernel]) -> list[Trace]:
+    """Return what ran between the first and the second mark, between the third and the fourth, and so on."""
+    traces: list[Trace] = []
+    inside: list[Kernel] | None = None
+    for kernel in kernels:
+        if SPIN_KERNEL in kernel.name:
+            if inside is not None:
+                traces.append(Trace(tuple(inside)))
+            inside = [] if inside is None else None
+        elif inside is not None:
+            inside.append(kernel)
+    return traces
+
+
+class KinetoTimer:
+    """Summed durations of the kernels of a call."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.flush = Flush(device)
+
+    def source(self, prepare: Prepare) -> KinetoSource:
+        """Return a source of rounds of ``prepare()()``."""
+        return KinetoSource(self, prepare)
+
+
+class KinetoSource:
+    """Rounds of one implementation, each the sum of its kernels' durations."""
+
+    def __init__(self, timer: KinetoTimer, prepare: Prepare) -> None:
+        self._timer = timer
+        self._prepare = prepare
+
+    def batch(self, size: int) -> list[float]:
+        """Return seconds for ``size`` rounds.
+
+        Raises ``RuntimeError`` where the profiler reports nothing.
+        """
+        seconds = [traced.kernel_s for traced in trace(self._prepare, self._timer.flush, size)]
+        if not any(seconds):
+            raise RuntimeError("torch.profiler reports no kernels; is another profiler attached?")
+        return [each for each in seconds if each > 0]
+
+    def host_seconds(self) -> None:
+        """Return ``None``: under the profiler a launch costs more than it does outside."""

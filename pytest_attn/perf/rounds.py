@@ -1,0 +1,114 @@
+"""Who is timed when, and for how long: warm-up, turns, and the end of it."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from pytest_attn.perf.contract import Contract
+from pytest_attn.perf.spread import half_width
+from pytest_attn.perf.timers import Source
+
+_LARGEST_BATCH = 16
+# Batches on either side of the comparison that tells whether the median still moves.
+_WINDOW = 3
+_WARM_UP_SHARE = 4
+# The rounds of one batch follow each other closely and say little about the next one's.
+_FEWEST_BATCHES = 3
+
+
+@dataclass
+class Turns:
+    """The rounds of one implementation: what was timed so far, and what ended it early."""
+
+    source: Source
+    durations: list[float] = field(default_factory=list)
+    size: int = 1
+    batches: int = 0
+    spent_s: float = 0.0
+    error: Exception | None = None
+
+    def guarded(self, step: Callable[[Turns, Contract], None], contract: Contract) -> None:
+        """Take a step, and keep what it raises."""
+        try:
+            step(self, contract)
+        except Exception as error:
+            self.error = error
+
+    def done(self, contract: Contract) -> bool:
+        """Tell whether no further batch is needed or allowed."""
+        count = len(self.durations)
+        if self.error is not None or count >= contract.max_rounds:
+            return True
+        if count < contract.min_rounds or self.batches < min(_FEWEST_BATCHES, contract.min_rounds):
+            return False
+        if self.spent_s < contract.least_s:
+            return False
+        return self.spent_s >= contract.budget_s or half_width(self.durations) <= contract.precision
+
+
+def take_turns(
+    sources: Sequence[Source],
+    contract: Contract,
+    shuffle: random.Random,
+    watch: Callable[[int], None] = lambda index: None,
+) -> list[Turns]:
+    """Warm each source up, then time them in turns until each is known well enough or has spent its budget.
+
+    Every turn is one batch of rounds; the order is shuffled anew each time around, so that a clock that drifts and a
+    neighbour that wakes up hit all alike. ``watch`` is told whose turn it is. What one source raises is kept with it
+    and the others go on.
+    """
+    turns = [Turns(source) for source in sources]
+    for index, turn in enumerate(turns):
+        watch(index)
+        turn.guarded(_warm_up, contract)
+    while waiting := [index for index, turn in enumerate(turns) if not turn.done(contract)]:
+        shuffle.shuffle(waiting)
+        for index in waiting:
+            watch(index)
+            turns[index].guarded(_timed_batch, contract)
+    return turns
+
+
+def _warm_up(turn: Turns, contract: Contract) -> None:
+    turn.size = warm_up(turn.source, contract)
+
+
+def _timed_batch(turn: Turns, contract: Contract) -> None:
+    begin = time.perf_counter()
+    turn.durations += turn.source.batch(min(turn.size, contract.max_rounds - len(turn.durations)))
+    turn.batches += 1
+    turn.spent_s += time.perf_counter() - begin
+
+
+def warm_up(source: Source, contract: Contract) -> int:
+    """Run batches that do not count until their rolling median is flat, and return how many rounds make a batch.
+
+    At least two batches, at least ``warmup_s`` and at most ``warmup_cap_s`` seconds, except that a batch is not cut
+    short. A batch that counts takes about ``batch_s``; here they are shorter, since it takes several to tell.
+    """
+    begin = time.perf_counter()
+    medians: list[float] = []
+    size = 1
+    while True:
+        since = time.perf_counter()
+        durations = source.batch(size)
+        now = time.perf_counter()
+        medians.append(median(durations))
+        round_s = (now - since) / len(durations)
+        fitting = contract.batch_s / max(round_s, 1e-9)
+        size = max(1, min(_LARGEST_BATCH, int(fitting / _WARM_UP_SHARE)))
+        elapsed = now - begin
+        if len(medians) >= 2 and (elapsed >= contract.warmup_cap_s or _flat(medians, contract, elapsed)):
+            return max(1, min(_LARGEST_BATCH, int(fitting)))
+
+
+def _flat(medians: Sequence[float], contract: Contract, elapsed: float) -> bool:
+    if elapsed < contract.warmup_s or len(medians) < 2 * _WINDOW:
+        return False
+    before, after = median(medians[-2 * _WINDOW : -_WINDOW]), median(medians[-_WINDOW:])
+    return abs(after - before) <= contract.flat * before

@@ -1,0 +1,177 @@
+"""Kernels as the profiler reports them: what belongs to which call, sums and spans, and disagreement with the timer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from pytest_attn.perf import kineto
+from pytest_attn.perf.kineto import Flush, Kernel, KinetoSource, KinetoTimer, Trace, profile_kernels, split, trace
+from pytest_attn.perf.measure import disagreement
+
+MARK = "at::cuda::(anonymous namespace)::spin_kernel(long)"
+FILL = "void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<int>, ...>"
+
+
+def queue(*names: str, micros: float = 10.0, gap: float = 2.0) -> list[Kernel]:
+    """Kernels of ``micros`` each, one after the other with ``gap`` between them."""
+    return [Kernel(name, index * (micros + gap) * 1e-6, micros * 1e-6) for index, name in enumerate(names)]
+
+
+def names(traces: list[Trace]) -> list[list[str]]:
+    return [[kernel.name for kernel in traced.kernels] for traced in traces]
+
+
+def traced(*micros: float, gap: float = 0.0) -> Trace:
+    start, kernels = 0.0, []
+    for each in micros:
+        kernels.append(Kernel("kernel", start * 1e-6, each * 1e-6))
+        start += each + gap
+    return Trace(tuple(kernels))
+
+
+def test_a_call_is_what_ran_between_its_marks() -> None:
+    kernels = queue("prepare", FILL, MARK, "a", "b", MARK, "prepare", FILL, MARK, "a", MARK, "after")
+    assert names(split(kernels)) == [["a", "b"], ["a"]]
+
+
+def test_a_call_without_kernels_is_empty_and_one_that_never_ended_is_none() -> None:
+    assert names(split(queue(FILL, MARK, MARK, FILL, MARK, "a", MARK))) == [[], ["a"]]
+    assert names(split(queue(MARK, "a", MARK, FILL, MARK, "b"))) == [["a"]]
+    assert split(queue("a", "b")) == split([]) == []
+
+
+def test_sum_and_span() -> None:
+    (call,) = split(queue(MARK, "a", "b", "c", MARK))
+    assert call.kernel_s == pytest.approx(30e-6)
+    assert call.span_s == pytest.approx(34e-6)  # with the two gaps
+    assert (Trace(()).kernel_s, Trace(()).span_s) == (0, 0)
+
+
+def test_kernels_side_by_side_count_twice_in_the_sum_and_once_in_the_span() -> None:
+    both = Trace((Kernel("long", 0.0, 100e-6), Kernel("short", 10e-6, 20e-6)))
+    assert both.kernel_s == pytest.approx(120e-6)
+    assert both.span_s == pytest.approx(100e-6)  # the long one ends last though it began first
+
+
+@pytest.mark.parametrize(
+    ("micros", "calls"),
+    [
+        (100.0, [traced(100.0)]),
+        (102.9, [traced(100.0)]),  # 2 % and a microsecond
+        (97.1, [traced(100.0)]),
+        (104.9, [traced(50.0, 50.0)]),  # and two more for each gap
+        (1.9, [traced(1.0)]),
+    ],
+)
+def test_a_difference_that_the_device_explains_is_no_note(micros: float, calls: list[Trace]) -> None:
+    assert disagreement(micros * 1e-6, calls[0].kernel_s, calls) is None
+
+
+def test_a_difference_is_a_sentence_with_both_times() -> None:
+    call = traced(60.0, 40.0)
+    assert disagreement(120e-6, call.kernel_s, [call]) == (
+        "the timer says 120.0 µs, its 2 kernels take 100.0 µs: the device stood idle between them"
+    )
+    assert disagreement(80e-6, call.kernel_s, [call]) == (
+        "the timer says 80.0 µs, its 2 kernels take 100.0 µs: they overlap, or ran slower when traced"
+    )
+
+
+class Profiler:
+    """Stands for ``torch.profiler.profile``: reports the kernels that were queued while it was on, out of order."""
+
+    def __init__(self, device: FakeDevice, **options: Any) -> None:
+        self._device = device
+        self.profiler = SimpleNamespace(kineto_results=self)
+
+    def __enter__(self) -> Profiler:
+        self._device.queued.clear()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return None
+
+    def events(self) -> list[Any]:
+        launch = SimpleNamespace(device_type=lambda: SimpleNamespace(name="CPU"), name=lambda: "cudaLaunchKernel")
+        return [launch, *(reported(kernel) for kernel in reversed(self._device.queued))]
+
+
+def reported(kernel: Kernel) -> Any:
+    return SimpleNamespace(
+        name=lambda: kernel.name,
+        start_ns=lambda: round(kernel.start_s * 1e9),
+        duration_ns=lambda: round(kernel.duration_s * 1e9),
+        device_type=lambda: SimpleNamespace(name="CUDA"),
+    )
+
+
+class FakeDevice:
+    """A stream: what is queued runs at once, one after the other."""
+
+    def __init__(self) -> None:
+        self.queued: list[Kernel] = []
+        self.now = 0.0
+        self.reports = True
+
+    def kernel(self, name: str, micros: float) -> None:
+        if self.reports:
+            self.queued.append(Kernel(name, self.now, micros * 1e-6))
+        self.now += micros * 1e-6
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
+    fake = FakeDevice()
+    monkeypatch.setattr("torch.profiler.profile", lambda **options: Profiler(fake, **options))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *device: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: fake.kernel(MARK, 1.0))
+    monkeypatch.setattr(kineto, "Flush", lambda device: lambda: fake.kernel(FILL, 30.0))
+    return fake
+
+
+def flush(device: FakeDevice) -> Flush:
+    return cast(Flush, lambda: device.kernel(FILL, 30.0))
+
+
+def attention(device: FakeDevice) -> Callable[[], Callable[[], object]]:
+    """A backward pass of two kernels, with a forward that is its preparation."""
+
+    def prepare() -> Callable[[], object]:
+        device.kernel("forward", 50.0)
+
+        def call() -> None:
+            device.kernel("dot_do_o", 5.0)
+            device.kernel("backward", 95.0)
+
+        return call
+
+    return prepare
+
+
+def test_only_what_ran_on_the_device_is_a_kernel_in_the_order_of_time(device: FakeDevice) -> None:
+    kernels = profile_kernels(lambda: attention(device)()())
+    assert [kernel.name for kernel in kernels] == ["forward", "dot_do_o", "backward"]
+    assert kernels[1].start_s == pytest.approx(50e-6)
+    assert kernels[2].duration_s == pytest.approx(95e-6)
+
+
+def test_preparation_and_flush_are_no_part_of_a_trace(device: FakeDevice) -> None:
+    traces = trace(attention(device), flush(device), rounds=3)
+    assert names(traces) == [["dot_do_o", "backward"]] * 3
+
+
+def test_the_kineto_timer_gives_the_summed_kernels_of_each_round(device: FakeDevice) -> None:
+    source = KinetoTimer(torch.device("cuda")).source(attention(device))
+    assert source.batch(4) == pytest.approx([100e-6] * 4)
+
+
+def test_a_profiler_that_sees_nothing_is_an_error_for_the_timer(device: FakeDevice) -> None:
+    device.reports = False
+    source: KinetoSource = KinetoTimer(torch.device("cuda")).source(attention(device))
+    with pytest.raises(RuntimeError, match=r"^torch\.profiler reports no kernels; is another profiler attached"):
+        source.batch(4)
