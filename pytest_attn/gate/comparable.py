@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
 from typing import Any
 
 from pytest_attn.perf.record import Run
@@ -10,6 +11,32 @@ from pytest_attn.perf.record import Run
 
 class NotComparable(ValueError):
     """Two runs whose times say nothing about each other; the message is one sentence that names what differs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What two runs must share for their times to belong together; ``contracts`` are contract ids."""
+
+    machine: Mapping[str, Any]
+    contracts: Set[str]
+    grid: str
+
+
+def differences(before: Terms, after: Terms) -> dict[str, str]:
+    """Return which of ``machine``, ``contract`` and ``grid`` differ, each with what it was and what it is."""
+    found = {}
+    if machine := changes(before.machine, after.machine):
+        found["machine"] = "; ".join(machine)
+    if before.contracts != after.contracts:
+        found["contract"] = f"{_listed(before.contracts)} -> {_listed(after.contracts)}"
+    if before.grid != after.grid:
+        found["grid"] = f"{before.grid} -> {after.grid}"
+    return found
+
+
+def sentence(differences: Mapping[str, str]) -> str:
+    """Return ``machine (...) and grid (...)`` for what :func:`differences` found."""
+    return " and ".join(f"{name} ({change})" for name, change in differences.items())
 
 
 def refuse_unlike(base: Run, head: Run) -> None:
@@ -22,15 +49,8 @@ def refuse_unlike(base: Run, head: Run) -> None:
             raise NotComparable(f"the {name}{_source(run)} holds no records")
         if not _contracts(run):
             raise NotComparable(f"the {name}{_source(run)} holds no record that is ok")
-    differences = []
-    if machine := changes(base.machine, head.machine):
-        differences.append(f"machine ({'; '.join(machine)})")
-    if _contracts(base) != _contracts(head):
-        differences.append(f"contract ({_listed(_contracts(base))} -> {_listed(_contracts(head))})")
-    if base.grid != head.grid:
-        differences.append(f"grid ({base.grid} -> {head.grid})")
-    if differences:
-        raise NotComparable(f"the runs cannot be compared, they differ in {' and '.join(differences)}")
+    if found := differences(*(Terms(run.machine, _contracts(run), run.grid) for run in (base, head))):
+        raise NotComparable(f"the runs cannot be compared, they differ in {sentence(found)}")
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -46,7 +66,7 @@ def _contracts(run: Run) -> set[str]:
     return {record.contract for record in run.records if record.status == "ok"}
 
 
-def _listed(names: set[str]) -> str:
+def _listed(names: Set[str]) -> str:
     return ", ".join(sorted(names))
 
 
