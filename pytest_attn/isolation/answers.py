@@ -1,0 +1,125 @@
+"""What a child can be asked: each public method of :class:`Answers` is a request, by its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import traceback
+from typing import Any
+
+import torch
+
+from attn_impls.implementation import Implementation
+from attn_impls.problem import Direction, Problem
+from attn_impls.registry import discover
+from pytest_attn.correctness.case import Case
+from pytest_attn.correctness.judge import judge
+from pytest_attn.correctness.properties import judge_property
+from pytest_attn.isolation.description import describe
+from pytest_attn.isolation.plain import rebuild
+from pytest_attn.perf import device as devices
+from pytest_attn.perf.contract import Contract
+from pytest_attn.perf.instruments import Instruments
+from pytest_attn.perf.measure import measure_alone
+
+# The frames between ours and the implementation's lie in these files.
+_CALLERS = tuple(inspect.getfile(item) for item in (judge, judge_property, Implementation))
+
+
+class Answers:
+    """Answers requests in plain JSON values; implementations are found here, in the child, by name.
+
+    Every argument is a plain JSON value: implementations by name or ``module:function``, the device as text, problems,
+    cases and contracts by their ``to_dict`` forms.
+    """
+
+    def __init__(self) -> None:
+        self._registry = discover()
+        self._device = torch.device("cpu")
+        self._instruments: dict[tuple[torch.device, Contract], Instruments] = {}
+
+    def lost_device(self) -> str | None:
+        """Return why the device of the last request is unusable for this process, or ``None``."""
+        return devices.lost_device(self._device)
+
+    def discover(self, device: str) -> dict[str, Any]:
+        """Describe every implementation of the registry, and say what did not import."""
+        self._use(device)
+        found = self._registry.implementations.values()
+        return {
+            "implementations": [describe(impl, self._device.type) for impl in found],
+            "broken": self._registry.broken,
+        }
+
+    def describe(self, impl: str, device: str) -> dict[str, Any]:
+        """Describe one implementation."""
+        return describe(self._resolve(impl, device), self._device.type)
+
+    def also(self, impl: str, problem: dict[str, Any], device_type: str) -> str | None:
+        """Apply the finer rule of an implementation's capabilities."""
+        rule = self._registry.resolve(impl).capabilities.also
+        return None if rule is None else rule(Problem.from_dict(problem), device_type)
+
+    def judge(self, impl: str, case: dict[str, Any], direction: str, device: str) -> dict[str, Any]:
+        """Judge one case; returns a verdict's ``tensors``, ``broken`` and, as ``frames``, what was raised."""
+        found = self._resolve(impl, device)
+        verdict = judge(found, Case.from_dict(case), Direction(direction), self._device)
+        return {
+            "tensors": [dataclasses.asdict(tensor) for tensor in verdict.tensors],
+            "broken": verdict.broken,
+            "frames": _frames(verdict.raised),
+        }
+
+    def judge_property(self, impl: str, name: str, case: dict[str, Any], device: str) -> dict[str, Any] | None:
+        """Check one property; returns a verdict's fields likewise, ``None`` outside the capabilities."""
+        found = self._resolve(impl, device)
+        verdict = judge_property(found, name, Case.from_dict(case), self._device)
+        if verdict is None:
+            return None
+        return {
+            "ratio": verdict.ratio,
+            "where": verdict.where,
+            "broken": verdict.broken,
+            "frames": _frames(verdict.raised),
+        }
+
+    def measure(
+        self,
+        impl: str,
+        problem: dict[str, Any],
+        direction: str,
+        device: str,
+        contract: dict[str, Any],
+        threads: int,
+    ) -> dict[str, Any]:
+        """Measure one problem with ``threads`` CPU threads; returns the ``record`` and its ``durations``."""
+        found = self._resolve(impl, device)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        instruments = self._instruments_for(rebuild(Contract, contract))
+        measured = measure_alone(found, Problem.from_dict(problem), Direction(direction), instruments)
+        return {"record": measured.record.to_dict(), "durations": list(measured.durations)}
+
+    def _instruments_for(self, contract: Contract) -> Instruments:
+        key = self._device, contract
+        if key not in self._instruments:
+            self._instruments[key] = Instruments(self._device, contract)
+        return self._instruments[key]
+
+    def _resolve(self, impl: str, device: str) -> Implementation:
+        self._use(device)
+        return self._registry.resolve(impl)
+
+    def _use(self, device: str) -> None:
+        self._device = torch.device(device)
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+
+
+def _frames(error: BaseException | None) -> str | None:
+    if error is None:
+        return None
+    frames = traceback.extract_tb(error.__traceback__)
+    while frames and frames[0].filename in _CALLERS:
+        del frames[0]
+    return "".join(traceback.format_list(frames))
