@@ -1,20 +1,34 @@
 """The error budget: how far an implementation may be from the truth. The rule stands here and nowhere else.
 
 For each tensor (``out``, ``lse``, ``dq``, ``dk``, ``dv``) with float64 truth ``t``, result ``x`` and, as ``n``, the
-result of ``naive`` in the same dtype on the same inputs::
+result of ``naive`` in the same dtype on the same inputs, ``x`` is finite wherever ``t`` is, and::
 
-    |x - t|      <=  2 * max|n - t|  +  FLOOR * noise          for every element
-    rms(x - t)   <=  2 * rms(n - t)  +  FLOOR * rms(noise)
-    x is finite wherever t is
+    element   |x - t|           <=  2 max|n - t|                      +  4 noise
+    rms       rms(x - t)        <=  2 rms(n - t)                      +  4 rms(noise)
+    row       rms_i(x - t)      <=  2 max_r(rms_r(n - t) / rms_r(scatter)) rms_i(scatter)  +  4 rms_i(scatter)
+    gain      |<x - t, g>|/<g, g>  <=  2 |<n - t, g>|/<g, g>  +  4 deviation  +  shared,      g = t
+    scale     the same with g = d t / d log(softmax scale), for out
 
-The first term is flash-attention's rule: no worse than twice plain PyTorch in the same precision
-(Dao-AILab/flash-attention, ``tests/test_flash_attn.py``). Alone it fails good kernels where ``naive`` happens to be
-exact (one key, equal keys) and its error is 0. The second term covers that: ``noise`` is the rounding error that the
-element cannot avoid, one rounding of each intermediate to the dtype and float32 accumulation (see
-:mod:`pytest_attn.correctness.oracle`), so it is a few ulp *of that element's terms*, not of the largest element.
+*Element* is flash-attention's rule: no worse than twice plain PyTorch in the same precision (Dao-AILab/flash-attention,
+``tests/test_flash_attn.py``). Alone it fails good kernels where ``naive`` happens to be exact (one key, equal keys) and
+its error is 0. The second term covers that: ``noise`` is the rounding error that the element cannot avoid, one rounding
+of each intermediate to the dtype and float32 accumulation (see :mod:`pytest_attn.correctness.oracle`), so it is a few
+ulp *of that element's terms*, not of the largest element.
 
-What it can see depends on the dtype. A softmax scale that is 1 % off is hundreds of budgets in fp32 and fails in fp16;
-in bf16, whose naive form rounds every score to 0.4 %, it hides. A kernel that takes bf16 alone is held to bf16.
+*Row* keeps one wrong row of a long sequence from hiding: late rows average many keys and are small beside the first
+ones, and so is what rounding does to them (``scatter``, independent roundings). ``naive``'s worst row, in units of its
+own scatter, says by how much plain PyTorch exceeds that.
+
+*Gain* and *scale* find what all elements share. The projection of the error on ``g`` is its regression on ``g``: an
+output that is 1 % too large gives 0.01 for ``g = t``, and a softmax scale that is 1 % too large gives 0.01 for
+``g = d t / d log(scale)``, while roundings average out: with row ``i``'s error ``e_i``, the rows independent and the
+elements of one row not, ``deviation = sqrt(sum_i <n_i - t_i, g_i>^2 + (sum_c scatter_ic |g_ic|)^2) / <g, g>``, of which
+the first sum is the cluster-robust variance of a regression (Liang and Zeger 1986, doi:10.1093/biomet/73.1.13) and the
+second what rounding must be allowed. ``shared = unit + 4 sqrt(terms) unit32``, with the unit roundoffs of the dtype and
+of float32, is for roundings that all rows share: that of a constant, of equal weights, of a float32 sum of ``terms``
+almost equal terms. In bf16 it is 0.4 %, so that 1 % shows wherever enough rows are averaged. Where ``|g| < 4 scatter``,
+``g`` is taken as 0: what is below an element's own rounding decides which way it rounds, and such errors do not average
+out.
 """
 
 from __future__ import annotations
@@ -32,61 +46,138 @@ FLOOR = 4.0
 
 @dataclass(frozen=True, slots=True)
 class TensorVerdict:
-    """How one tensor did: ``ratio`` is error over budget where that is largest, so that <= 1 passes.
+    """How one tensor did. Each ratio is error over budget where that is largest, so that <= 1 passes.
 
-    ``index`` is where, ``got`` and ``want`` the values there, ``error`` their distance and ``budget`` the bound;
-    ``rms_ratio`` is the same for the root mean square. ``nonfinite`` counts values that are not finite but should be.
+    Attributes:
+        name: of the tensor.
+        ratio: by element; ``index`` is where, ``got`` and ``want`` the values there, ``error`` their distance and
+            ``budget`` the bound.
+        rms_ratio: by the root mean square of all.
+        row_ratio: by the root mean square of a row of ``head_dim`` elements; ``row`` is where.
+        gain: relative error of the size of the whole, within ``gain_budget`` either way.
+        scale: relative error of the softmax scale, as far as the output shows it, within ``scale_budget``.
+        nonfinite: how many values are not finite but should be.
     """
 
     name: str
-    ratio: float
-    rms_ratio: float
-    index: tuple[int, ...]
-    got: float
-    want: float
-    error: float
-    budget: float
-    nonfinite: int
+    ratio: float = 0.0
+    rms_ratio: float = 0.0
+    row_ratio: float = 0.0
+    gain_ratio: float = 0.0
+    scale_ratio: float = 0.0
+    index: tuple[int, ...] = ()
+    row: tuple[int, ...] = ()
+    got: float = math.nan
+    want: float = math.nan
+    error: float = 0.0
+    budget: float = 0.0
+    nonfinite: int = 0
+    gain: float = 0.0
+    gain_budget: float = 0.0
+    scale: float = 0.0
+    scale_budget: float = 0.0
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """Every error over its budget, by the name of its rule."""
+        return {
+            "element": self.ratio,
+            "rms": self.rms_ratio,
+            "row": self.row_ratio,
+            "gain": self.gain_ratio,
+            "scale": self.scale_ratio,
+        }
+
+    @property
+    def worst(self) -> float:
+        """The largest of all ratios."""
+        return max(self.ratios.values())
 
     @property
     def ok(self) -> bool:
         """Whether the tensor keeps within the budget."""
-        return self.nonfinite == 0 and self.ratio <= 1 and self.rms_ratio <= 1
+        return self.nonfinite == 0 and self.worst <= 1
 
 
 def judge_tensor(name: str, got: torch.Tensor, naive: torch.Tensor, truth: Truth) -> TensorVerdict:
     """Compare ``got`` with ``truth.exact[name]`` under the budget that ``naive``, of the same shape, earns."""
     quantity = name.removesuffix(" with lse")
-    exact, noise = truth.exact[quantity], truth.noise[quantity]
+    exact, noise, scatter = truth.exact[quantity], truth.noise[quantity], truth.scatter[quantity]
     if exact.numel() == 0:
-        return TensorVerdict(name, 0.0, 0.0, (), math.nan, math.nan, 0.0, 0.0, 0)
-    finite = exact.isfinite()
-    # Where the truth is -inf (the LSE of a row without keys) only equality counts.
-    error = _distance(got, exact, finite)
-    yardstick = _distance(naive, exact, finite).nan_to_num(0.0, 0.0, 0.0)
-    bound = NAIVE_FACTOR * yardstick.max() + FLOOR * noise
+        return TensorVerdict(name)
+    got = got.detach()
+    error = _error(got, exact)
+    yardstick = _error(naive.detach(), exact).nan_to_num(0.0, 0.0, 0.0)
+    bound = NAIVE_FACTOR * yardstick.abs().max() + FLOOR * noise
     bad = ~error.isfinite()
-    ratio = (error / bound).masked_fill(bad, math.inf)
-    worst = int(ratio.argmax())
-    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), ratio.shape))
-    rms_bound = NAIVE_FACTOR * _rms(yardstick) + FLOOR * _rms(noise)
+    ratio = (error.abs() / bound).masked_fill(bad, math.inf)
+    index = _largest(ratio)
+    # An LSE has no elements within its row.
+    rows = [tensor.unsqueeze(-1) if quantity == "lse" else tensor for tensor in (error, yardstick, scatter)]
+    row_ratio = _row_ratio(*rows).masked_fill(bad if quantity == "lse" else bad.any(dim=-1), math.inf)
+    row = _largest(row_ratio)
+    shared = (torch.finfo(got.dtype).eps + FLOOR * math.sqrt(truth.terms) * torch.finfo(torch.float32).eps) / 2
+    gain, gain_budget = _bias(error, yardstick, scatter, None if quantity == "lse" else exact, shared)
+    scale, scale_budget = _bias(error, yardstick, scatter, truth.by_log_scale.get(quantity), shared)
     return TensorVerdict(
         name,
         ratio=float(ratio[index]),
-        rms_ratio=_rms(error) / rms_bound if not bool(bad.any()) else math.inf,
+        rms_ratio=_over(_rms(error), NAIVE_FACTOR * _rms(yardstick) + FLOOR * _rms(noise)),
+        row_ratio=float(row_ratio[row]),
+        gain_ratio=_over(abs(gain), gain_budget),
+        scale_ratio=_over(abs(scale), scale_budget),
         index=index,
-        got=float(got.detach()[index]),
+        row=row,
+        got=float(got[index]),
         want=float(exact[index]),
-        error=float(error[index]),
+        error=float(error[index].abs()),
         budget=float(bound[index]),
         nonfinite=int(bad.sum()),
+        gain=gain,
+        gain_budget=gain_budget,
+        scale=scale,
+        scale_budget=scale_budget,
     )
 
 
-def _distance(got: torch.Tensor, exact: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
-    got = got.detach().double()
-    apart = (got - exact).abs()
-    return torch.where(finite, apart, torch.where(got == exact, 0.0, math.nan))
+def _error(got: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+    got = got.double()
+    # Where the truth is -inf (the LSE of a row without keys) only equality counts.
+    return torch.where(exact.isfinite(), got - exact, torch.where(got == exact, 0.0, math.nan))
+
+
+def _largest(ratio: torch.Tensor) -> tuple[int, ...]:
+    return tuple(int(i) for i in torch.unravel_index(ratio.argmax(), ratio.shape))
+
+
+def _row_ratio(error: torch.Tensor, yardstick: torch.Tensor, scatter: torch.Tensor) -> torch.Tensor:
+    """Return error over budget row by row, without the last dimension."""
+    error, yardstick, scatter = (tensor.square().mean(dim=-1).sqrt() for tensor in (error, yardstick, scatter))
+    return error / (scatter * (NAIVE_FACTOR * (yardstick / scatter).max() + FLOOR))
+
+
+def _bias(
+    error: torch.Tensor, yardstick: torch.Tensor, scatter: torch.Tensor, direction: torch.Tensor | None, shared: float
+) -> tuple[float, float]:
+    """Regress ``error`` on ``direction`` and return the coefficient and its budget; both are 0 without a direction."""
+    if direction is None:
+        return 0.0, 0.0
+    direction = direction.masked_fill(direction.abs() < FLOOR * scatter, 0.0)
+    size = float(direction.square().sum())
+    if size == 0:
+        return 0.0, 0.0
+    rows = (yardstick * direction).sum(dim=-1)
+    expected = (scatter * direction.abs()).sum(dim=-1)
+    deviation = math.sqrt(float(rows.square().sum() + expected.square().sum()))
+    bound = NAIVE_FACTOR * abs(float(rows.sum())) + FLOOR * deviation
+    return float((error * direction).sum()) / size, bound / size + shared
+
+
+def _over(value: float, budget: float) -> float:
+    """Return ``value / budget``; infinite for what is not a number."""
+    if value == 0:
+        return 0.0
+    return value / budget if math.isfinite(value) else math.inf
 
 
 def _rms(tensor: torch.Tensor) -> float:

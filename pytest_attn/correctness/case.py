@@ -13,14 +13,18 @@ from typing import Any
 import torch
 
 from attn_impls.problem import Problem
-from pytest_attn.correctness.regimes import REGIMES
+from pytest_attn.correctness.regimes import REGIMES, Draws
+from pytest_attn.correctness.storage import storage_of, store
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What to compute (``problem``), on which kind of values (``regime``), from which seed."""
+    """What to compute (``problem``), on which kind of values (``regime``), from which seed.
+
+    The seed also says how the tensors lie in memory, see :mod:`pytest_attn.correctness.storage`; from 0, densely.
+    """
 
     problem: Problem
     regime: str = "normal"
@@ -110,12 +114,6 @@ def make_tensors(case: Case, device: torch.device, *, draw_on: torch.device | No
     k = draw(problem.kv_heads, problem.kv_len)
     v = draw(problem.kv_heads, problem.kv_len)
     dout = draw(problem.heads, problem.q_len)
-    REGIMES[case.regime](q, k, v)
-    return Tensors(*(_placed(tensor, problem, device) for tensor in (q, k, v, dout)))
-
-
-def _placed(tensor: torch.Tensor, problem: Problem, device: torch.device) -> torch.Tensor:
-    tensor = tensor.to(device=device, dtype=DTYPES[problem.dtype])
-    if problem.layout == "bshd":
-        return tensor.transpose(1, 2).contiguous().transpose(1, 2)
-    return tensor.contiguous()
+    REGIMES[case.regime](Draws(q, k, v, dout, DTYPES[problem.dtype]))
+    rounded = (tensor.to(device=device, dtype=DTYPES[problem.dtype]) for tensor in (q, k, v, dout))
+    return Tensors(*store(storage_of(case.seed), problem.layout, *rounded))

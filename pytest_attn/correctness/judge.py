@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +17,12 @@ from attn_impls.problem import Direction, Problem
 from pytest_attn.correctness.budget import TensorVerdict, judge_tensor
 from pytest_attn.correctness.case import Case, Tensors, make_tensors
 from pytest_attn.correctness.oracle import solve
+from pytest_attn.correctness.storage import storage_of
+
+# Scores that naive, the yardstick, may hold at once: beyond, it runs head by head.
+_MOST_SCORES = 2**28
+# Multiplications of a square matrix of this size on another stream: milliseconds, longer than most kernels here.
+_LOAD_SIZE, _LOAD_TIMES = 2048, 16
 
 
 class WrongOutput(AssertionError):
@@ -48,12 +55,14 @@ class Verdict:
         """The largest error over its budget; infinite when nothing could be compared."""
         if self.broken is not None:
             return float("inf")
-        return max((max(t.ratio, t.rms_ratio) for t in self.tensors), default=0.0)
+        return max((tensor.worst for tensor in self.tensors), default=0.0)
 
     def explain(self) -> str:
         """Say in a few lines what is wrong, where, and by how much."""
         lines = [f"{self.impl} is wrong on {self.case.problem.id}"]
         lines.append(f"  regime {self.case.regime}, seed {self.case.seed}, {self.direction.value}, on {self.device}")
+        if (storage := storage_of(self.case.seed)) != "dense":
+            lines.append(f"  the inputs are stored as views: {storage}")
         if self.broken is not None:
             lines.append(f"  {self.broken}")
         for tensor in self.tensors:
@@ -65,15 +74,30 @@ def _describe(tensor: TensorVerdict) -> str:
     text = f"{tensor.name:4} error/budget {tensor.ratio:.3g} (rms {tensor.rms_ratio:.3g})"
     if tensor.ok:
         return text
-    where = ", ".join(str(i) for i in tensor.index)
     text += (
-        f" at [{where}]: got {tensor.got:.6g}, want {tensor.want:.6g}, off by {tensor.error:.3g} of {tensor.budget:.3g}"
+        f" at {_place(tensor.index)}: got {tensor.got:.6g}, want {tensor.want:.6g}, "
+        f"off by {tensor.error:.3g} of {tensor.budget:.3g}"
     )
+    if tensor.row_ratio > 1:
+        text += f"; row {_place(tensor.row)} is {tensor.row_ratio:.3g} times its budget off"
+    for what, value, budget in (
+        ("the whole", tensor.gain, tensor.gain_budget),
+        ("the softmax scale", tensor.scale, tensor.scale_budget),
+    ):
+        if abs(value) > budget:
+            text += f"; {what} seems off by {100 * value:+.3g} % of {100 * budget:.3g} %"
     return f"{text}; {tensor.nonfinite} values are not finite" if tensor.nonfinite else text
+
+
+def _place(index: Sequence[int]) -> str:
+    return f"[{', '.join(str(i) for i in index)}]"
 
 
 def judge(impl: Implementation, case: Case, direction: Direction, device: torch.device) -> Verdict:
     """Run ``impl`` on ``case`` and compare ``out`` and ``lse`` where it returns one; with backward ``dq, dk, dv`` too.
+
+    On CUDA it runs while another stream is busy, which makes a race that needs bad luck likelier. Where it claims to be
+    deterministic, a second run must give the same bits.
 
     Whatever the implementation raises is a verdict, not an exception; :class:`attn_impls.Unavailable`, which says
     that it cannot run at all, passes through.
@@ -85,9 +109,16 @@ def judge(impl: Implementation, case: Case, direction: Direction, device: torch.
         # A warning is not a wrong result, even where the user turns warnings into errors for tests of their own.
         warnings.simplefilter("always")
         try:
-            got = run(impl, case.problem, tensors, direction, with_lse=True)
+            with other_stream_busy(device), new_memory_is_nan(device):
+                got = run(impl, case.problem, tensors, direction, with_lse=True)
             if (name := tensors.changed_since(kept)) is not None:
                 raise WrongOutput(f"it changed its input {name}")
+            if impl.capabilities.deterministic:
+                again = run(impl, case.problem, tensors, direction, with_lse=True)
+                if (name := _first_difference(got, again)) is not None:
+                    raise WrongOutput(
+                        f"it claims to be deterministic, and two runs on the same inputs differ in {name}"
+                    )
         except (Unavailable, NotDifferentiable):
             raise
         except WrongOutput as error:
@@ -109,6 +140,49 @@ def poison(tensors: Tensors) -> None:
     blocks = [torch.full_like(tensor, math.nan) for tensor in like for _ in range(2)]
     blocks += [torch.full(tensors.q.shape[:-1], math.nan, device=tensors.q.device) for _ in range(4)]
     del blocks
+
+
+@contextlib.contextmanager
+def new_memory_is_nan(device: torch.device) -> Iterator[None]:
+    """On the CPU, let every tensor that torch allocates start as NaN.
+
+    What :func:`poison` leaves behind seldom comes back from the CPU's allocator. Torch does this itself in its
+    deterministic mode, which on CUDA would choose other kernels than users run.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("warn")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(before)
+
+
+@contextlib.contextmanager
+def other_stream_busy(device: torch.device) -> Iterator[None]:
+    """On CUDA, keep the device busy from a second stream, whose memory is its own."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        matrix = torch.zeros(_LOAD_SIZE, _LOAD_SIZE, device=device)
+        for _ in range(_LOAD_TIMES):
+            torch.mm(matrix, matrix)
+    try:
+        yield
+    finally:
+        stream.synchronize()
+
+
+def _first_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> str | None:
+    """Return the name of the first result whose bits differ; what is not finite is the oracle's to judge."""
+    for name, tensor in one.items():
+        if bool(tensor.isfinite().all()) and not torch.equal(tensor, other[name]):
+            return name
+    return None
 
 
 def run(
@@ -158,10 +232,58 @@ def judge_results(got: dict[str, torch.Tensor], problem: Problem, tensors: Tenso
     """Compare results by name with the oracle, each under the budget that ``naive`` earns on the same inputs."""
     backward = "dq" in got
     truth = solve(problem, tensors, gradients=backward)
-    yardstick = run(naive, problem, tensors, Direction.BWD if backward else Direction.FWD, with_lse=True)
+    yardstick = _yardstick(problem, tensors, Direction.BWD if backward else Direction.FWD)
     return [
         judge_tensor(name, tensor, yardstick[name.removesuffix(" with lse")], truth) for name, tensor in got.items()
     ]
+
+
+def _yardstick(problem: Problem, tensors: Tensors, direction: Direction) -> dict[str, torch.Tensor]:
+    """Return what ``naive`` gives, computed in parts where its score matrix would be too large."""
+    if problem.batch * problem.heads * problem.q_len * problem.kv_len <= _MOST_SCORES:
+        return run(naive, problem, tensors, direction, with_lse=True)
+    parts: list[dict[str, torch.Tensor]] = []
+    for b in range(problem.batch):
+        for h in range(problem.kv_heads):
+            part, inputs = cut(problem, tensors, b, h)
+            parts.append(run(naive, part, inputs, direction, with_lse=True))
+    whole: dict[str, torch.Tensor] = {}
+    for name in parts[0]:
+        joined = torch.cat([part[name] for part in parts], dim=1)  # [1, batch * heads, ...]
+        whole[name] = joined.unflatten(1, (problem.batch, -1)).squeeze(0)
+    return whole
+
+
+def cut(problem: Problem, tensors: Tensors, batch: int, kv_head: int) -> tuple[Problem, Tensors]:
+    """Return the part of a problem that is one key head of one batch, with the query heads that read it, as views."""
+    group = problem.heads // problem.kv_heads
+    part = replace(problem, batch=1, heads=group, kv_heads=1)
+
+    def of(tensor: torch.Tensor) -> torch.Tensor:
+        return cut_result(problem, tensor, batch, kv_head)
+
+    return part, Tensors(of(tensors.q), of(tensors.k), of(tensors.v), of(tensors.dout))
+
+
+def cut_result(problem: Problem, tensor: torch.Tensor, batch: int, kv_head: int) -> torch.Tensor:
+    """Return the part of ``tensor``, ``[batch, heads or kv_heads, ...]``, that belongs to one key head of one batch."""
+    size = tensor.shape[1] // problem.kv_heads
+    return tensor.detach()[batch : batch + 1, kv_head * size : (kv_head + 1) * size]
+
+
+def judge_last(impl: Implementation, case: Case, direction: Direction, device: torch.device) -> Verdict:
+    """Run ``impl`` on a problem too large to judge whole, and judge the last key head of the last batch.
+
+    That is where an offset that overflowed shows. The inputs are drawn on the device and nothing is copied, so that
+    memory is that of the implementation; out of memory passes through.
+    """
+    problem = case.problem
+    tensors = make_tensors(case, device, draw_on=device)
+    got = run(impl, problem, tensors, direction)
+    last = (problem.batch - 1, problem.kv_heads - 1)
+    part, inputs = cut(problem, tensors, *last)
+    results = {name: cut_result(problem, tensor, *last) for name, tensor in got.items()}
+    return Verdict(impl.name, case, direction, str(device), tuple(judge_results(results, part, inputs)))
 
 
 def _check(what: str, tensor: Any, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:

@@ -1,11 +1,14 @@
 """The float64 oracle: forward, LSE and gradients by explicit formulas, and how ill-conditioned each element is.
 
 It shares no code with any implementation, and does not use autograd: the gradients are those of FlashAttention
-(Dao et al. 2022, arXiv:2205.14135, appendix B.2), written out.
+(Dao et al. 2022, arXiv:2205.14135, appendix B.2), written out. A row of queries needs nothing of another, so long
+sequences are done in slices of rows, whose contributions to dk and dv add up.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,91 +16,198 @@ import torch
 from attn_impls.problem import Problem
 from pytest_attn.correctness.case import Tensors
 
+Tensor = torch.Tensor
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Truth:
-    """Float64 results by name (``out, lse`` and, when asked for, ``dq, dk, dv``), and the noise of each element.
+    """Float64 results by name (``out, lse`` and, when asked for, ``dq, dk, dv``), and how far rounding may move them.
 
-    ``noise[name]`` has the shape of ``exact[name]`` and estimates, for inputs of the case's dtype, the error in that
-    element when every intermediate is rounded to the dtype once and accumulated in float32.
+    Attributes:
+        exact: the results.
+        noise: of the shape of ``exact[name]``, for inputs of the case's dtype: the error in that element when every
+            intermediate is rounded to the dtype once and accumulated in float32, all roundings to the worse side.
+        scatter: the same when the roundings are independent and their squares add up: an error to be expected where
+            many elements are averaged. At most of the order of ``noise``, and smaller by the root of the number of
+            keys where many keys share a weight.
+        by_log_scale: ``d out / d log(scale)`` as ``"out"``: where an error of the softmax scale moves the output.
+        terms: of the longest float32 sum.
     """
 
-    exact: dict[str, torch.Tensor]
-    noise: dict[str, torch.Tensor]
+    exact: dict[str, Tensor]
+    noise: dict[str, Tensor]
+    scatter: dict[str, Tensor]
+    by_log_scale: dict[str, Tensor]
+    terms: int = 1
 
 
 # Vectorised exp in use: PyTorch's CPU flash kernel allows itself 20 ulp, CUDA's ex2.approx 2.
 _EXP_ULP = 4
+# Scores in one slice. About twenty float64 matrices of this size are alive at once: 1.3 GiB.
+_MOST_SCORES = 2**23
 
 
-def solve(problem: Problem, tensors: Tensors, *, gradients: bool) -> Truth:
+def solve(problem: Problem, tensors: Tensors, *, gradients: bool, most_scores: int = _MOST_SCORES) -> Truth:
     """Compute the truth for ``tensors`` in float64, on their device.
 
-    Memory: about eight float64 matrices of ``[batch, heads, q_len, kv_len]``.
+    Memory: about twenty float64 matrices of ``most_scores`` elements and four times the results.
     """
-    group = problem.heads // problem.kv_heads
-    q, dout = (t.detach().double() for t in (tensors.q, tensors.dout))
-    k, v = (t.detach().double().repeat_interleave(group, dim=1) for t in (tensors.k, tensors.v))
-    scale, cap = problem.softmax_scale, problem.softcap
-    finfo, finfo32 = torch.finfo(tensors.q.dtype), torch.finfo(torch.float32)
-    unit = finfo.eps / 2  # one rounding to the dtype
-    unit32 = finfo32.eps / 2  # one rounding in the accumulator
+    solver = _Solver(problem, tensors, gradients)
+    for batch, head, rows in _slices(problem, most_scores):
+        solver.add(batch, head, rows)
+    return solver.truth()
 
-    raw = scale * (q @ k.mT)
-    squash = None if cap is None else torch.tanh(raw / cap)
-    logits = raw if squash is None or cap is None else cap * squash
-    mask = _visible(problem, q.device)
-    logits = logits.masked_fill(~mask, float("-inf"))
-    empty = ~mask.any(dim=-1)
-    lse = logits.logsumexp(dim=-1)
-    weights = torch.exp(logits - lse.masked_fill(empty, 0.0).unsqueeze(-1)).masked_fill(~mask, 0.0)
-    out = weights @ v
 
-    # A logit is a float32 sum of head_dim products, whose error grows as the square root of their number (Higham and
-    # Mary 2019, doi:10.1137/18M1226312), half of it where several accumulators share the sum. That absolute error is a
-    # relative error of the weight it becomes; a backward that computes the logits again, in another order, makes it
-    # twice. So is the rounding of exp's argument, which grows with the distance from the row's maximum, and exp's own.
-    growth = max(1.0, problem.head_dim**0.5 / 2)
-    logit_size = (scale * (q.abs() @ k.abs().mT)).masked_fill(~mask, 0.0).amax(dim=-1, keepdim=True)
-    logit_noise = growth * unit32 * logit_size
-    argument = (logits - lse.unsqueeze(-1)).abs().masked_fill(~mask, 0.0)
-    relative = unit + 2 * logit_noise + unit32 * (_EXP_ULP + argument)
-    magnitude = (relative * weights) @ v.abs()
-    exact = {"out": out, "lse": lse}
-    noise = {
-        "out": magnitude + unit * out.abs(),
-        "lse": logit_noise.squeeze(-1) + unit32 * (1 + _EXP_ULP + lse.abs().masked_fill(empty, 0.0)),
-    }
-    if gradients:
+def _slices(problem: Problem, most_scores: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Yield slices of the batch, of the key heads and of the queries with at most ``most_scores`` scores, if it can."""
+    everything = slice(None)
+    a_row = problem.heads // problem.kv_heads * problem.kv_len
+    if problem.batch * problem.kv_heads * problem.q_len * a_row <= most_scores:
+        yield everything, everything, slice(0, problem.q_len)
+        return
+    step = max(1, most_scores // a_row)
+    for b in range(problem.batch):
+        for h in range(problem.kv_heads):
+            for start in range(0, problem.q_len, step):
+                yield slice(b, b + 1), slice(h, h + 1), slice(start, min(start + step, problem.q_len))
+
+
+class _Solver:
+    """The sums over slices. Inside, queries are ``[batch, kv_heads, group, rows, head_dim]`` and keys have group 1."""
+
+    def __init__(self, problem: Problem, tensors: Tensors, gradients: bool) -> None:
+        group = problem.heads // problem.kv_heads
+        self.problem, self.gradients = problem, gradients
+        self.q, self.dout = (t.detach().unflatten(1, (problem.kv_heads, group)) for t in (tensors.q, tensors.dout))
+        self.k, self.v = (t.detach().unsqueeze(2) for t in (tensors.k, tensors.v))
+        self.finfo, self.finfo32 = torch.finfo(tensors.q.dtype), torch.finfo(torch.float32)
+        self.unit = self.finfo.eps / 2  # one rounding to the dtype
+        self.unit32 = self.finfo32.eps / 2  # one rounding in the accumulator
+        self.step = self.finfo.smallest_normal * self.finfo.eps  # between the numbers next to 0
+        # What a weight or its gradient loses there; in float32, exp may give 0 below the normal numbers.
+        self.underflow = max(self.step / 2, self.finfo32.smallest_normal)
+        like_q = ("out", "dq") if gradients else ("out",)
+        like_k = ("dk", "dv") if gradients else ()
+        self.exact, self.noise, self.scatter = ({name: self._zeros(self.q) for name in like_q} for _ in range(3))
+        self.by_log_scale = self._zeros(self.q)
+        for found in (self.exact, self.noise, self.scatter):
+            found["lse"] = self._zeros(self.q[..., 0])
+            found |= {name: self._zeros(self.k) for name in like_k}
+
+    @staticmethod
+    def _zeros(like: Tensor) -> Tensor:
+        return torch.zeros(like.shape, dtype=torch.float64, device=like.device)
+
+    def add(self, batch: slice, head: slice, rows: slice) -> None:
+        """Add what the queries ``rows`` of some heads give."""
+        problem, unit, unit32 = self.problem, self.unit, self.unit32
+        here = (batch, head, slice(None), rows)
+        q = self.q[here].double()
+        k, v = self.k[batch, head].double(), self.v[batch, head].double()
+        scale, cap = problem.softmax_scale, problem.softcap
+
+        raw = scale * (q @ k.mT)
+        squash = None if cap is None else torch.tanh(raw / cap)
+        logits = raw if squash is None or cap is None else cap * squash
+        slope = torch.ones_like(raw) if squash is None else 1 - squash.square()  # d logit / d raw
+        mask = _visible(problem, rows, q.device)
+        logits = logits.masked_fill(~mask, float("-inf"))
+        empty = ~mask.any(dim=-1)
+        lse = logits.logsumexp(dim=-1)
+        weights = torch.exp(logits - lse.masked_fill(empty, 0.0).unsqueeze(-1)).masked_fill(~mask, 0.0)
+        out = weights @ v
+        by_log_scale = slope * raw
+        by_log_scale = by_log_scale - (weights * by_log_scale).sum(dim=-1, keepdim=True)
+
+        # A logit is a float32 sum of head_dim products, whose error grows as the square root of their number (Higham
+        # and Mary 2019, doi:10.1137/18M1226312), half of it where several accumulators share the sum. That absolute
+        # error is a relative error of the weight it becomes; a backward that computes the logits again, in another
+        # order, makes it twice. So is the rounding of exp's argument, which grows with the distance from the row's
+        # maximum, and exp's own.
+        size = (scale * (q.abs() @ k.abs().mT)).masked_fill(~mask, 0.0).amax(dim=-1, keepdim=True)
+        logit_noise = _growth(problem.head_dim) * unit32 * size
+        argument = (logits - lse.unsqueeze(-1)).abs().masked_fill(~mask, 0.0)
+        relative = unit + 2 * logit_noise + unit32 * (_EXP_ULP + argument)
+        uncertain = (relative * weights + self.underflow).masked_fill(~mask, 0.0)
+        # Independent errors of the weights add up in squares; beside them float32 sums over the keys, and what all
+        # keys of a row share: their equal weights round alike, and so does the total that they are divided by.
+        sum_over_keys = unit32 * _growth(problem.kv_len)
+        uncertain_squared = (uncertain + sum_over_keys * weights).square()
+        out_scatter = (uncertain_squared @ v.square()).sqrt() + (unit + sum_over_keys) * out.abs()
+        self.exact["out"][here], self.exact["lse"][here] = out, lse
+        self.noise["out"][here] = uncertain @ v.abs() + unit * out.abs()
+        self.scatter["out"][here] = out_scatter
+        self.by_log_scale[here] = (weights * by_log_scale) @ v
+        for found in (self.noise, self.scatter):
+            # Terms that are almost equal lose the same in every addition, so their sum loses twice what others do.
+            found["lse"][here] = (
+                logit_noise.squeeze(-1) + 2 * sum_over_keys + unit32 * (_EXP_ULP + lse.abs().masked_fill(empty, 0.0))
+            )
+        if not self.gradients:
+            return
+
+        dout = self.dout[here].double()
         delta = (dout * out).sum(dim=-1, keepdim=True)
-        dlogits = weights * (dout @ v.mT - delta)
+        dlogits = slope * weights * (dout @ v.mT - delta)
         # dP and delta are sums of products of rounded numbers, and their difference may cancel.
         spread = dout.abs() @ v.abs().mT + (dout.abs() * (weights @ v.abs())).sum(dim=-1, keepdim=True)
-        dlogits_noise = relative * weights * spread
-        if squash is not None:
-            dlogits, dlogits_noise = dlogits * (1 - squash.square()), dlogits_noise * (1 - squash.square())
-        exact |= {
-            "dq": scale * (dlogits @ k),
-            "dk": _grouped(scale * (dlogits.mT @ q), group),
-            "dv": _grouped(weights.mT @ dout, group),
-        }
-        noise |= {
-            "dq": scale * (dlogits_noise @ k.abs()),
-            "dk": _grouped(scale * (dlogits_noise.mT @ q.abs()), group),
-            "dv": _grouped((relative * weights).mT @ dout.abs(), group),
-        }
-        for name in ("dq", "dk", "dv"):
-            noise[name] += unit * exact[name].abs()
-    # No result can be nearer than the dtype's smallest step.
-    for name, tensor in noise.items():
-        tensor += finfo32.smallest_normal if name == "lse" else finfo.smallest_normal * finfo.eps
-    return Truth(exact, noise)
+        dlogits_noise = (slope * uncertain * spread + self.underflow).masked_fill(~mask, 0.0)
+        spread_squared = dout.square() @ v.square().mT
+        spread_squared += (dout.square() * (weights @ v.square())).sum(dim=-1, keepdim=True)
+        dlogits_squared = slope.square() * uncertain_squared * spread_squared
+        dlogits_squared = (dlogits_squared + self.underflow**2).masked_fill(~mask, 0.0)
+        # The error of delta, which comes from the rounded output, moves all keys of a row alike.
+        by_delta = slope * weights * (dout.square() * out_scatter.square()).sum(dim=-1, keepdim=True).sqrt()
+        self.exact["dq"][here] = scale * (dlogits @ k)
+        self.noise["dq"][here] = scale * (dlogits_noise @ k.abs())
+        self.scatter["dq"][here] = scale * ((dlogits_squared @ k.square()).sqrt() + (by_delta @ k).abs())
+        keys = (batch, head)
+        self.exact["dk"][keys] += scale * _over_group(dlogits.mT @ q)
+        self.noise["dk"][keys] += scale * _over_group(dlogits_noise.mT @ q.abs())
+        # Squares, of which truth() takes the root when all rows are in.
+        self.scatter["dk"][keys] += scale**2 * _over_group((dlogits_squared + by_delta.square()).mT @ q.square())
+        self.exact["dv"][keys] += _over_group(weights.mT @ dout)
+        self.noise["dv"][keys] += _over_group(uncertain.mT @ dout.abs())
+        self.scatter["dv"][keys] += _over_group(uncertain_squared.mT @ dout.square())
+
+    def truth(self) -> Truth:
+        """Return the sums, with the rounding of the results themselves."""
+        rows = self.problem.q_len * self.problem.heads // self.problem.kv_heads
+        terms = {"dq": self.problem.kv_len, "dk": rows, "dv": rows}
+        for name in ("dq", "dk", "dv") if self.gradients else ():
+            size = self.exact[name].abs()
+            self.noise[name] += self.unit * size
+            if name != "dq":
+                self.scatter[name].sqrt_()
+            self.scatter[name] += (self.unit + self.unit32 * _growth(terms[name])) * size
+        # No result can be nearer than the dtype's smallest step.
+        for found in (self.noise, self.scatter):
+            for name, tensor in found.items():
+                tensor += self.finfo32.smallest_normal if name == "lse" else self.step
+        by_log_scale = {"out": self.by_log_scale}
+        return Truth(
+            exact=_indexed(self.exact),
+            noise=_indexed(self.noise),
+            scatter=_indexed(self.scatter),
+            by_log_scale=_indexed(by_log_scale),
+            terms=max(terms.values()),
+        )
 
 
-def _visible(problem: Problem, device: torch.device) -> torch.Tensor:
-    """Return bool ``[q_len, kv_len]``, from the definition of a mask's diagonals."""
+def _growth(terms: int) -> float:
+    """Return by how much the error of a float32 sum of ``terms`` terms exceeds one rounding."""
+    return max(1.0, math.sqrt(terms) / 2)
+
+
+def _indexed(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the results as implementations index them, ``[batch, heads, ...]``."""
+    return {name: tensor.flatten(1, 2) for name, tensor in found.items()}
+
+
+def _visible(problem: Problem, rows: slice, device: torch.device) -> Tensor:
+    """Return bool ``[rows, kv_len]``, from the definition of a mask's diagonals."""
     low, high = problem.mask.diagonals(problem.q_len, problem.kv_len)
-    query = torch.arange(problem.q_len, device=device).unsqueeze(1)
+    query = torch.arange(rows.start, rows.stop, device=device).unsqueeze(1)
     diagonal = torch.arange(problem.kv_len, device=device) - query
     mask = torch.ones_like(diagonal, dtype=torch.bool)
     if low is not None:
@@ -107,7 +217,6 @@ def _visible(problem: Problem, device: torch.device) -> torch.Tensor:
     return mask
 
 
-def _grouped(per_query_head: torch.Tensor, group: int) -> torch.Tensor:
-    """Sum the gradients of the query heads that share a key head."""
-    batch, heads, length, head_dim = per_query_head.shape
-    return per_query_head.reshape(batch, heads // group, group, length, head_dim).sum(dim=2)
+def _over_group(per_query_head: Tensor) -> Tensor:
+    """Sum over the query heads that share a key head."""
+    return per_query_head.sum(dim=2, keepdim=True)

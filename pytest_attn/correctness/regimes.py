@@ -1,67 +1,91 @@
 """Input distributions beyond N(0, 1), each aimed at a way in which attention kernels go wrong.
 
-A regime is a function that changes float32 normal draws ``q [b, h, q_len, d]``, ``k`` and ``v [b, kv_h, kv_len, d]`` in
-place. The order is from plain to odd, because hypothesis shrinks towards the first.
+A regime is a function that changes float32 normal draws in place. The order is from plain to odd, because hypothesis
+shrinks towards the first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
-Regime = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
+
+class Draws(NamedTuple):
+    """What a regime changes: ``q, dout [b, h, q_len, d]``, ``k, v [b, kv_h, kv_len, d]``, float32."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    dout: torch.Tensor
+    dtype: torch.dtype  # to which they will be rounded
 
 
-def _normal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+Regime = Callable[[Draws], None]
+
+
+def _normal(x: Draws) -> None:
     """Leave N(0, 1) as it is."""
 
 
-def _tiny(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+def _tiny(x: Draws) -> None:
     """Shrink all by 2^-10: products fall towards fp16's subnormals, the softmax is almost flat."""
-    for tensor in (q, k, v):
-        tensor *= 2.0**-10
+    for tensor in (x.q, x.k, x.v):
+        tensor.mul_(2.0**-10)
 
 
-def _large_logits(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+def _large_logits(x: Draws) -> None:
     """Make logits of about +-50: exp overflows fp32 sums unless the row maximum is subtracted and rescaled."""
-    q *= 4.0
-    k *= 4.0
+    x.q.mul_(4.0)
+    x.k.mul_(4.0)
 
 
-def _outlier_key(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+def _outlier_key(x: Draws) -> None:
     """Blow up one late key: the running maximum jumps in the last tile and everything before is rescaled."""
-    k[:, :, -1:] *= 16.0
+    x.k[:, :, -1:].mul_(16.0)
 
 
-def _outlier_channel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+def _outlier_channel(x: Draws) -> None:
     """Blow up one channel, as trained models have them: low-precision accumulators lose the others."""
-    k[..., :1] *= 16.0
-    v[..., -1:] *= 16.0
+    x.k[..., :1].mul_(16.0)
+    x.v[..., -1:].mul_(16.0)
 
 
-def _constant_keys(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+def _constant_keys(x: Draws) -> None:
     """Make all keys equal: weights are exactly 1/n, and a key counted twice or dropped shows at once."""
-    k[:] = k[:, :, :1].clone()
+    x.k.copy_(x.k[:, :, :1].clone())
 
 
-def _cancellation(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+def _cancellation(x: Draws) -> None:
     """Make large values of alternating sign: the sum is small and its terms are not."""
-    v[:, :, 0::2] += 8.0
-    v[:, :, 1::2] -= 8.0
+    x.v[:, :, 0::2].add_(8.0)
+    x.v[:, :, 1::2].sub_(8.0)
 
 
-def _one_hot(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+def _one_hot(x: Draws) -> None:
     """Point each query at one key: the output is almost a row of ``v``, so that a shift by one row is glaring."""
-    length = min(q.shape[2], k.shape[2])
-    group = q.shape[1] // k.shape[1]
-    q[:, :, q.shape[2] - length :] = 3.0 * k[:, :, k.shape[2] - length :].repeat_interleave(group, dim=1)
+    q_len, kv_len = x.q.shape[2], x.k.shape[2]
+    length = min(q_len, kv_len)
+    group = x.q.shape[1] // x.k.shape[1]
+    x.q[:, :, q_len - length :] = 3.0 * x.k[:, :, kv_len - length :].repeat_interleave(group, dim=1)
 
 
-def _sorted_keys(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+def _sorted_keys(x: Draws) -> None:
     """Sort keys by size: the maximum grows with every tile, so that every tile rescales."""
-    order = k.square().sum(dim=-1, keepdim=True).argsort(dim=2).expand_as(k)
-    k[:] = 2.0 * k.gather(2, order)
+    order = x.k.square().sum(dim=-1, keepdim=True).argsort(dim=2).expand_as(x.k)
+    x.k.copy_(2.0 * x.k.gather(2, order))
+
+
+def _limits(x: Draws) -> None:
+    """Make values as large as float32 sums of them allow, in fp16 near its 65504: narrower accumulators overflow.
+
+    Their gradient is made as small, so that the products of both stay what they are.
+    """
+    # The largest N(0, 1) draw is below 8, and 2^12 unnormalised weights may add up before they are divided.
+    power = 13 if x.dtype == torch.float16 else 108
+    x.v.mul_(2.0**power).clamp_(-7 * 2.0**power, 7 * 2.0**power)
+    x.dout.mul_(2.0**-power)
 
 
 REGIMES: dict[str, Regime] = {
@@ -74,4 +98,5 @@ REGIMES: dict[str, Regime] = {
     "cancellation": _cancellation,
     "one_hot": _one_hot,
     "sorted_keys": _sorted_keys,
+    "limits": _limits,
 }

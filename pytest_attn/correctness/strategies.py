@@ -6,6 +6,8 @@ and shrink to something readable. Lengths are biased towards the edges of tiles,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
@@ -14,15 +16,20 @@ from attn_impls.problem import CAUSAL, Direction, Mask, Problem
 from pytest_attn.correctness.case import Case
 from pytest_attn.correctness.regimes import REGIMES
 
-# Around the tile edges in use (16, 32, 64, 128, 256), simplest first for shrinking.
-_EDGES = (1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257)
+# Lengths around the edges of tiles in use, simplest first for shrinking; those of the commonest tiles come oftener.
+_COMMON_TILES, _OTHER_TILES = (16, 32, 64, 128, 256), (80, 96, 112, 176, 192)
+_EDGES = (1, 2, 3, *(tile + step for tile in _COMMON_TILES for step in (-1, 0, 1)))
+_OTHER_EDGES = tuple(tile + step for tile in _OTHER_TILES for step in (-1, 0, 1))
 _LONGEST = 320
-_HEAD_DIMS = (16, 32, 64, 128, 8, 40, 96, 256, 1, 3, 5, 80, 72, 20)
+# A few queries on many keys, or many queries on a few keys.
+_LONG = (511, 512, 513, 1000, 1024, 1025, 2047, 2048, 2049, 4096, 5000)
+_SHORT = (2, 1, 5, 16, 17, 33)
+_HEAD_DIMS = (16, 32, 64, 128, 8, 40, 96, 256, 1, 3, 5, 80, 72, 20, 13, 112, 192)
 _DTYPES = ("fp32", "bf16", "fp16")
 _SCALES = (0.0625, 0.3, 1.0)
 _SOFTCAPS = (1.0, 20.0)
 # What keeps an example in the milliseconds on two cores.
-_MOST_FLOPS = 12 * 2**22
+_MOST_FLOPS = 2**25
 # Where each shape costs seconds of compilation: few problems, each one different in several ways, and many values.
 _FEW_PROBLEMS = (
     Problem(1, 2, 2, 64, 64, 64, "fp32"),
@@ -46,7 +53,7 @@ def cases(capabilities: Capabilities, device_type: str, direction: Direction) ->
     if capabilities.compiles_per_shape and few:
         problems = st.sampled_from(few)
     else:
-        problems = _problems(capabilities).filter(lambda problem: inside(problem) and problem.flops() <= _MOST_FLOPS)
+        problems = _problems(capabilities).filter(inside)
     return st.builds(
         Case,
         problem=problems,
@@ -57,19 +64,22 @@ def cases(capabilities: Capabilities, device_type: str, direction: Direction) ->
 
 @st.composite
 def _problems(draw: st.DrawFn, capabilities: Capabilities) -> Problem:
-    lengths = st.sampled_from(_EDGES) | st.integers(1, _LONGEST)
-    q_len = draw(lengths)
-    kv_len = draw(st.just(q_len) | lengths) if capabilities.rectangular else q_len
-    kv_heads = draw(st.integers(1, 3))
-    group = draw(st.sampled_from((1, 2, 3, 4))) if capabilities.gqa else 1
-    head_dims = [d for d in _HEAD_DIMS if d in capabilities.head_dims]
+    q_len, kv_len = draw(_lengths(capabilities.rectangular))
+    # What is drawn first leaves so much for the rest, so that nothing that was drawn is thrown away for its size.
+    left = _MOST_FLOPS // (4 * q_len * kv_len)
+    head_dims = [d for d in _HEAD_DIMS if d in capabilities.head_dims] or [capabilities.head_dims.low]
+    head_dim = draw(_at_most(head_dims, left))
+    left //= head_dim
+    group = draw(_at_most((1, 2, 3, 4, 8), left)) if capabilities.gqa else 1
+    kv_heads = draw(_at_most((1, 2, 3), left // group))
+    batch = draw(_at_most((1, 2, 3, 5), left // (group * kv_heads)))
     return Problem(
-        batch=draw(st.integers(1, 2)),
+        batch=batch,
         heads=kv_heads * group,
         kv_heads=kv_heads,
         q_len=q_len,
         kv_len=kv_len,
-        head_dim=draw(st.sampled_from(head_dims or [capabilities.head_dims.low])),
+        head_dim=head_dim,
         dtype=draw(st.sampled_from([dtype for dtype in _DTYPES if dtype in capabilities.dtypes])),
         mask=draw(_masks(capabilities, kv_len)),
         softcap=draw(st.none() | st.sampled_from(_SOFTCAPS)) if capabilities.softcap else None,
@@ -78,12 +88,37 @@ def _problems(draw: st.DrawFn, capabilities: Capabilities) -> Problem:
     )
 
 
+def _lengths(rectangular: bool) -> SearchStrategy[tuple[int, int]]:
+    """Draw ``(q_len, kv_len)``."""
+    length = st.sampled_from(_EDGES) | st.sampled_from(_OTHER_EDGES) | st.integers(1, _LONGEST)
+    square = length.map(lambda n: (n, n))
+    if not rectangular:
+        return square
+    long = st.sampled_from(_LONG) | st.integers(_LONGEST, max(_LONG))
+    short = st.sampled_from(_SHORT)
+    forms = (
+        square,
+        st.tuples(length, length),
+        square,
+        st.tuples(st.just(1), long),
+        st.tuples(short, long),
+        st.tuples(long, short),
+    )
+    return st.sampled_from(forms).flatmap(lambda form: form)
+
+
+def _at_most(values: Sequence[int], most: int) -> SearchStrategy[int]:
+    """Draw one of ``values`` up to ``most``, or the smallest where none is."""
+    return st.sampled_from([value for value in values if value <= most] or [min(values)])
+
+
 def _masks(capabilities: Capabilities, kv_len: int) -> SearchStrategy[Mask]:
     plain = [Mask(kind) for kind in ("full", "causal", "causal_top_left") if kind in capabilities.masks]
     strategy: SearchStrategy[Mask] = st.sampled_from(plain) if plain else st.nothing()
     if "window" not in capabilities.masks:
         return strategy
-    bound = st.sampled_from((0, 1, 7, 31, 32, 63, 64, 127)).filter(lambda n: n <= kv_len) | st.integers(0, kv_len)
+    # Around the edges of tiles, anywhere, and wider than all keys.
+    bound = st.sampled_from((0, 1, 7, *_EDGES[3:], 2 * kv_len)) | st.integers(0, kv_len)
     windows = st.builds(Mask, st.just("window"), left=bound, right=st.just(0) | bound) | st.builds(
         Mask, st.just("window"), left=bound, right=st.none()
     )

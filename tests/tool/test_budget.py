@@ -37,6 +37,11 @@ def verdict(fn: Callable[..., Any], problem: Problem = PROBLEM, direction: Direc
     return judge(as_implementation(fn, "mine"), Case(problem), direction, CPU)
 
 
+def truth_of(exact: torch.Tensor, noise: torch.Tensor) -> Truth:
+    """A truth whose scatter is its noise, and which says nothing of the scale."""
+    return Truth({"out": exact.double()}, {"out": noise}, {"out": noise}, {})
+
+
 @DTYPES
 @DIRECTIONS
 @pytest.mark.parametrize("regime", REGIMES)
@@ -49,14 +54,54 @@ def test_a_right_one_passes(regime: str, direction: Direction, dtype: str) -> No
         assert [t.name for t in result.tensors] == ["out"] + ["dq", "dk", "dv"] * (direction is Direction.BWD)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@DTYPES
 @DIRECTIONS
 @pytest.mark.parametrize("factor", [1.01, 0.99])
 def test_a_scale_one_percent_off_fails(factor: float, direction: Direction, dtype: str) -> None:
-    problem = dataclasses.replace(PROBLEM, q_len=129, kv_len=129, head_dim=64, dtype=dtype)
+    problem = dataclasses.replace(PROBLEM, heads=4, kv_heads=4, q_len=129, kv_len=129, head_dim=64, dtype=dtype)
     result = verdict(lambda q, k, v, problem: exact(q, k, v, problem, factor), problem, direction)
     assert not result.ok
     assert result.ratio > (100 if dtype == "fp32" else 1)
+    assert result.tensors[0].scale == pytest.approx(factor - 1, rel=0.2)
+    assert "; the softmax scale seems off by " in result.explain()
+
+
+@DTYPES
+@pytest.mark.parametrize("factor", [1.01, 0.99])
+def test_an_output_one_percent_off_fails(factor: float, dtype: str) -> None:
+    problem = dataclasses.replace(PROBLEM, heads=4, kv_heads=4, q_len=129, kv_len=129, head_dim=64, dtype=dtype)
+
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
+        return (factor * exact(q.float(), k.float(), v.float(), problem)).to(q.dtype)
+
+    (out,) = verdict(attention, problem).tensors
+    assert out.gain_ratio > 1
+    assert out.gain == pytest.approx(factor - 1, rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["dq", "dk", "dv"])
+def test_a_gradient_one_percent_off_fails_in_bf16(name: str) -> None:
+    problem = dataclasses.replace(PROBLEM, heads=4, kv_heads=4, q_len=129, kv_len=129, head_dim=64, dtype="bf16")
+    tensors = make_tensors(Case(problem), CPU)
+    leaves = [t.float().requires_grad_() for t in (tensors.q, tensors.k, tensors.v)]
+    found = torch.autograd.grad(exact(*leaves, problem), leaves, tensors.dout.float())
+    gradients = dict(zip(("dq", "dk", "dv"), found, strict=True))
+    gradients[name] = 1.01 * gradients[name]
+    results = judge_results({n: g.bfloat16() for n, g in gradients.items()}, problem, tensors)
+    assert [tensor.name for tensor in results if not tensor.ok] == [name]
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("value", [0.0, 1.0], ids=["left out", "of another query"])
+def test_one_wrong_row_of_many_fails(value: float, dtype: str) -> None:
+    # A late row is the mean of many values: smaller than what naive gets wrong in the first ones.
+    problem = Problem(1, 2, 2, 1025, 1025, 32, dtype, CAUSAL)
+    result = verdict(spoiled(lambda out: out[0, 1, 1000].mul_(0).add_(value * out[0, 1, 700])), problem)
+    (out,) = result.tensors
+    assert out.row_ratio > 1
+    assert out.row == (0, 1, 1000)
+    assert out.rms_ratio < 1
+    assert "; row [0, 1, 1000] is " in result.explain()
 
 
 def spoiled(change: Callable[[torch.Tensor], object]) -> Callable[..., torch.Tensor]:
@@ -107,7 +152,7 @@ def test_the_worst_element_is_named() -> None:
 
 def test_a_small_error_everywhere_fails_by_its_mean() -> None:
     # Each element is within twice the largest error of naive, yet all are as bad as naive's worst.
-    truth = Truth({"out": torch.zeros(1000, dtype=torch.float64)}, {"out": torch.full((1000,), 1e-6)})
+    truth = truth_of(torch.zeros(1000), torch.full((1000,), 1e-6))
     yardstick = torch.zeros(1000)
     yardstick[0] = 1.0
     result = judge_tensor("out", torch.full((1000,), 1.5), yardstick, truth)
@@ -116,12 +161,32 @@ def test_a_small_error_everywhere_fails_by_its_mean() -> None:
 
 
 def test_budget_is_twice_naive_plus_four_times_noise() -> None:
-    truth = Truth({"out": torch.zeros(2, dtype=torch.float64)}, {"out": torch.tensor([0.5, 0.25])})
+    truth = truth_of(torch.zeros(2), torch.tensor([0.5, 0.25]))
     yardstick = torch.tensor([0.0, 3.0])
     result = judge_tensor("out", torch.tensor([0.0, 7.0]), yardstick, truth)
     assert result.budget == 2 * 3.0 + 4 * 0.25
     assert result.ratio == 1.0
     assert result.rms_ratio == pytest.approx((49 / 2) ** 0.5 / (2 * (9 / 2) ** 0.5 + 4 * ((0.25 + 0.0625) / 2) ** 0.5))
+
+
+def test_row_budget_follows_the_scatter_of_the_row() -> None:
+    truth = truth_of(torch.zeros(2, 4), torch.tensor([[1.0], [0.01]]).expand(2, 4))
+    yardstick = torch.tensor([[2.0], [0.03]]).expand(2, 4)  # at worst three times the scatter of its row
+    result = judge_tensor("out", torch.tensor([[1.0], [0.05]]).expand(2, 4), yardstick, truth)
+    assert result.row == (1,)
+    assert result.row_ratio == pytest.approx(0.05 / (0.01 * (2 * 3 + 4)))
+
+
+def test_gain_budget_is_naives_gain_its_deviation_and_one_rounding() -> None:
+    exact_out = torch.tensor([[1.0, 1.0], [2.0, 0.0]])
+    truth = truth_of(exact_out, torch.full((2, 2), 0.01))
+    yardstick = exact_out + torch.tensor([[0.1, 0.1], [-0.05, 0.0]])
+    result = judge_tensor("out", 1.5 * exact_out, yardstick, truth)
+    rows, size = (0.2, -0.1), 6.0
+    deviation = math.sqrt(rows[0] ** 2 + rows[1] ** 2 + 0.02**2 + 0.02**2) / size
+    assert result.gain == pytest.approx(0.5)
+    assert result.gain_budget == pytest.approx(2 * 0.1 / size + 4 * deviation, rel=1e-4)
+    assert result.gain_ratio == pytest.approx(0.5 / result.gain_budget)
 
 
 @DIRECTIONS

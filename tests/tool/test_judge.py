@@ -14,7 +14,7 @@ from attn_impls import Capabilities, Implementation, Unavailable, as_implementat
 from attn_impls.naive import naive
 from attn_impls.problem import CAUSAL, Direction, Problem
 from pytest_attn.correctness.case import Case
-from pytest_attn.correctness.judge import NotDifferentiable, Verdict, judge
+from pytest_attn.correctness.judge import NotDifferentiable, Verdict, judge, judge_last
 
 CPU = torch.device("cpu")
 PROBLEM = Problem(1, 2, 2, 33, 33, 16, "fp32", CAUSAL)
@@ -95,6 +95,58 @@ def test_an_output_without_a_gradient() -> None:
         verdict(lambda q, k, v, problem: exact(q, k, v, problem).detach(), direction=Direction.BWD)
     unused = verdict(lambda q, k, v, problem: exact(q, k.detach(), v, problem), direction=Direction.BWD)
     assert unused.broken == "dk is missing: the output does not depend on k"
+
+
+@pytest.mark.parametrize("row", [0, 17, 32])
+@pytest.mark.parametrize("make", [torch.empty_like, lambda q: q.new_empty(q.shape)], ids=["empty_like", "new_empty"])
+def test_a_row_that_is_not_written_fails(make: Callable[[torch.Tensor], torch.Tensor], row: int) -> None:
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
+        right, out = exact(q, k, v, problem), make(q)
+        out[:, :, :row], out[:, :, row + 1 :] = right[:, :, :row], right[:, :, row + 1 :]
+        return out
+
+    before = torch.get_deterministic_debug_mode()
+    (out,) = verdict(attention).tensors
+    assert out.nonfinite == 2 * 16
+    assert torch.get_deterministic_debug_mode() == before
+
+
+def test_two_runs_must_agree_where_determinism_is_claimed() -> None:
+    calls = []
+
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
+        calls.append(q)
+        return exact(q, k, v, problem) * (1 + (len(calls) % 2) * 2**-23)
+
+    for direction, name in ((Direction.FWD, "out"), (Direction.BWD, "out")):
+        mine = Implementation("mine", attention, Capabilities(deterministic=True))
+        broken = judge(mine, Case(PROBLEM), direction, CPU).broken
+        assert broken == f"it claims to be deterministic, and two runs on the same inputs differ in {name}"
+        assert judge(Implementation("mine", attention), Case(PROBLEM), direction, CPU).ok
+
+
+def test_naive_in_parts_is_the_same_yardstick(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(2, 4, 2, 33, 40, 16, "bf16", CAUSAL)
+    whole = [judge(naive, Case(problem), direction, CPU) for direction in Direction]
+    monkeypatch.setattr("pytest_attn.correctness.judge._MOST_SCORES", 1)
+    assert [judge(naive, Case(problem), direction, CPU) for direction in Direction] == whole
+
+
+@pytest.mark.parametrize("direction", [Direction.FWD, Direction.BWD])
+def test_the_last_key_head_stands_for_a_large_problem(direction: Direction) -> None:
+    problem = Problem(3, 4, 2, 33, 40, 16, "bf16", CAUSAL)
+    assert judge_last(naive, Case(problem), direction, CPU).ok
+
+    def spoil(batch: int) -> Verdict:
+        def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
+            keep = torch.ones(q.shape[0], 1, 1, 1)
+            keep[batch] = 0
+            return exact(q, k, v, problem) * keep.to(q.dtype)
+
+        return judge_last(as_implementation(attention, "mine"), Case(problem), direction, CPU)
+
+    assert spoil(0).ok
+    assert not spoil(2).ok
 
 
 def test_memory_is_poisoned_before_a_call(monkeypatch: pytest.MonkeyPatch) -> None:

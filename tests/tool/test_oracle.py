@@ -89,6 +89,45 @@ def test_against_autograd_of_the_definition(problem: Problem) -> None:
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.id)
+@pytest.mark.parametrize("most_scores", [1, 40])
+def test_slices_change_nothing(problem: Problem, most_scores: int) -> None:
+    tensors = make_tensors(Case(problem, seed=1), CPU)
+    whole = solve(problem, tensors, gradients=True)
+    sliced = solve(problem, tensors, gradients=True, most_scores=most_scores)
+    for part in ("exact", "noise", "scatter", "by_log_scale"):
+        for name, want in getattr(whole, part).items():
+            torch.testing.assert_close(getattr(sliced, part)[name], want, rtol=1e-12, atol=1e-12)
+
+
+def test_slices_bound_the_memory() -> None:
+    problem = Problem(1, 2, 1, 4000, 4000, 8, "fp32", CAUSAL)
+    sizes = []
+    real = torch.exp
+
+    def exp(tensor: torch.Tensor) -> torch.Tensor:
+        sizes.append(tensor.numel())
+        return real(tensor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "exp", exp)
+        solve(problem, make_tensors(Case(problem), CPU), gradients=False, most_scores=2**22)
+    assert max(sizes) <= 2**22
+    assert sum(sizes) == 2 * 4000 * 4000
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.id)
+def test_derivative_by_log_scale(problem: Problem) -> None:
+    tensors = make_tensors(Case(problem, seed=1), CPU)
+    log_scale = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
+    q, k, v = (t.double() for t in (tensors.q, tensors.k, tensors.v))
+    by_scale = solve(problem, tensors, gradients=False).by_log_scale["out"]
+    direction = torch.randn(q.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    out, _lse = row_by_row(problem, log_scale.exp() * q, k, v)
+    (want,) = torch.autograd.grad(out, log_scale, direction)
+    assert float((by_scale * direction).sum()) == pytest.approx(float(want), rel=1e-9, abs=1e-12)
+
+
 def test_rows_without_a_key_are_zero_and_minus_infinity() -> None:
     problem = dataclasses.replace(BASE, mask=CAUSAL, q_len=11)
     truth = solve(problem, make_tensors(Case(problem), CPU), gradients=True)

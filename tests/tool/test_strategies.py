@@ -14,7 +14,9 @@ from attn_impls import Capabilities, HeadDims
 from attn_impls.problem import CAUSAL, MASK_KINDS, Direction, Mask, Problem
 from pytest_attn.correctness import profiles
 from pytest_attn.correctness.case import DTYPES, Case, make_tensors
+from pytest_attn.correctness.fixed import LARGE, fixed_cases
 from pytest_attn.correctness.regimes import REGIMES
+from pytest_attn.correctness.storage import STORAGES, storage_of, store
 from pytest_attn.correctness.strategies import cases
 
 CPU = torch.device("cpu")
@@ -47,7 +49,7 @@ def drawn(capabilities: Capabilities, count: int = 300) -> list[Case]:
 
 @pytest.fixture(scope="module")
 def everything() -> list[Case]:
-    return drawn(EVERYTHING)
+    return drawn(EVERYTHING, 500)
 
 
 @pytest.mark.parametrize("capabilities", NARROW.values(), ids=NARROW)
@@ -63,7 +65,9 @@ def test_every_capability_is_exercised(everything: list[Case]) -> None:
     assert {p.mask.kind for p in problems} == set(MASK_KINDS)
     assert {p.dtype for p in problems} == {"fp32", "bf16", "fp16"}
     assert {p.layout for p in problems} == {"bshd", "bhsd"}
-    assert {p.heads // p.kv_heads for p in problems} == {1, 2, 3, 4}
+    assert {p.heads // p.kv_heads for p in problems} == {1, 2, 3, 4, 8}
+    assert {p.batch for p in problems} == {1, 2, 3, 5}
+    assert {storage_of(case.seed) for case in everything} == set(STORAGES)
     assert {case.regime for case in everything} == set(REGIMES)
     for holds in (
         lambda p: p.q_len < p.kv_len,
@@ -77,6 +81,9 @@ def test_every_capability_is_exercised(everything: list[Case]) -> None:
         lambda p: p.mask.kind == "window" and p.mask.right,
         lambda p: p.head_dim % 8,
         lambda p: p.head_dim > 128,
+        lambda p: p.kv_len > 512 and p.q_len == 1,
+        lambda p: p.q_len > 512 > p.kv_len,
+        lambda p: p.mask.kind == "window" and p.mask.left and p.mask.left > p.kv_len,
     ):
         assert sum(bool(holds(p)) for p in problems) >= 5
     assert len({case.seed for case in everything}) > 50
@@ -84,15 +91,16 @@ def test_every_capability_is_exercised(everything: list[Case]) -> None:
 
 def test_lengths_favour_the_edges_of_tiles(everything: list[Case]) -> None:
     lengths = Counter(n for case in everything for n in (case.problem.q_len, case.problem.kv_len))
-    edges = {1, *(n + step for n in (16, 32, 64, 128, 256) for step in (-1, 0, 1))}
-    assert edges <= set(lengths)
+    edges = {1, *(n + step for n in (16, 32, 64, 80, 96, 112, 128, 176, 192, 256) for step in (-1, 0, 1))}
+    assert len(edges & set(lengths)) > 0.9 * len(edges)
     assert sum(lengths[n] for n in edges) > 0.4 * lengths.total()
     assert set(lengths) - edges  # and others
 
 
 def test_cases_stay_small(everything: list[Case]) -> None:
     assert all(case.problem.flops() <= 2**26 for case in everything)
-    assert max(case.problem.q_len for case in everything) <= 320
+    assert max(case.problem.q_len * case.problem.kv_len for case in everything) <= 2**18
+    assert 2048 < max(case.problem.kv_len for case in everything) <= 5000
 
 
 def test_a_compiled_backend_sees_few_shapes() -> None:
@@ -143,6 +151,78 @@ def test_layout_changes_no_value() -> None:
     assert torch.equal(one.v, two.v)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_values_at_the_limit_do_not_overflow_float32_sums(dtype: str) -> None:
+    tensors = make_tensors(Case(dataclasses.replace(PROBLEM, dtype=dtype, kv_len=4096), "limits"), CPU)
+    largest = tensors.v.double().abs().max()
+    assert largest * 4096 < torch.finfo(torch.float32).max
+    assert largest > torch.finfo(DTYPES[dtype]).max ** 0.8
+    assert float((tensors.dout.double() * tensors.v.double()[:, :1, :8]).abs().max()) < 100
+
+
+@pytest.mark.parametrize("layout", ["bshd", "bhsd"])
+@pytest.mark.parametrize("kv_len", [8, 16])
+@pytest.mark.parametrize("head_dim", [5, 32])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_storage_changes_no_value(seed: int, head_dim: int, kv_len: int, layout: str) -> None:
+    problem = dataclasses.replace(PROBLEM, head_dim=head_dim, kv_len=kv_len, layout=layout)
+    tensors = make_tensors(Case(problem, seed=seed), CPU)
+    given_ = (tensors.q, tensors.k, tensors.v, tensors.dout)
+    dense = store("dense", layout, *given_)
+    for view, tensor in zip(given_, dense, strict=True):
+        assert torch.equal(view, tensor)
+        assert view.stride(-1) == 1
+        assert (view.stride(1) < view.stride(2)) == (layout == "bshd")
+        if head_dim % 8 == 0:
+            assert view.data_ptr() % 16 == 0
+            assert all(stride % 8 == 0 for stride in view.stride()[:3])
+    assert any(view.stride() != tensor.stride() for view, tensor in zip(given_, dense, strict=True))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_what_lies_around_a_view_is_nan(seed: int) -> None:
+    tensors = make_tensors(Case(PROBLEM, seed=seed), CPU)
+    for view in (tensors.q, tensors.k, tensors.v, tensors.dout):
+        whole = torch.empty(0, dtype=view.dtype).set_(view.untyped_storage())
+        assert int(whole.isnan().sum()) == whole.numel() - view.numel() > 0
+
+
+def test_packed_tensors_share_their_storage() -> None:
+    square = make_tensors(Case(dataclasses.replace(PROBLEM, q_len=16), seed=3), CPU)
+    assert len({t.untyped_storage().data_ptr() for t in (square.q, square.k, square.v)}) == 1
+    assert square.q.stride() == (8 * 16 * 32, 32, 8 * 32, 1)  # 4 + 2 + 2 heads side by side
+    other = make_tensors(Case(PROBLEM, seed=3), CPU)
+    assert other.k.untyped_storage().data_ptr() == other.v.untyped_storage().data_ptr()
+    assert other.q.untyped_storage().data_ptr() != other.k.untyped_storage().data_ptr()
+
+
+def test_the_plain_form_is_the_simplest_seed() -> None:
+    assert [storage_of(seed) for seed in (0, 1, 2, 3, 4)] == ["dense", "cut_out", "wide_rows", "packed", "dense"]
+
+
+@pytest.mark.parametrize("capabilities", [EVERYTHING, *NARROW.values()], ids=["everything", *NARROW])
+def test_fixed_cases_stay_inside_the_capabilities(capabilities: Capabilities) -> None:
+    for direction in (Direction.FWD, Direction.BWD):
+        for case in fixed_cases(capabilities, "cpu", direction).values():
+            assert capabilities.why_not(case.problem, direction, "cpu") is None, case.id
+
+
+def test_fixed_cases_of_one_that_does_everything() -> None:
+    problems = [case.problem for case in fixed_cases(EVERYTHING, "cpu", Direction.BWD).values()]
+    assert {p.mask.kind for p in problems} == set(MASK_KINDS)
+    assert min(p.batch for p in problems) == 0
+    assert max(p.head_dim for p in problems) == 256
+    modest = fixed_cases(Capabilities(), "cpu", Direction.FWD).values()
+    assert len(modest) >= 7
+    assert all(case.problem.heads == case.problem.kv_heads for case in modest)
+
+
+def test_large_problems_pass_32_bit_offsets() -> None:
+    for case in LARGE.values():
+        p = case.problem
+        assert max(p.heads * p.q_len, p.kv_heads * p.kv_len) * p.batch * p.head_dim > 2**31, case.id
+
+
 def test_fresh_leaves() -> None:
     tensors = make_tensors(Case(PROBLEM), CPU)
     leaves = tensors.requires_grad()
@@ -178,6 +258,8 @@ def test_regimes_do_what_they_say() -> None:
     hot_q, hot_k, _ = made("one_hot")
     for head in range(4):
         assert torch.equal(hot_q[:, head], 3 * hot_k[:, head // 2])
+    limit_v = made("limits")[2]
+    assert float(limit_v.abs().max()) > 2.0**107
     sizes = made("sorted_keys")[1].square().sum(-1)
     assert (sizes.diff(dim=-1) >= 0).all()
 
