@@ -17,7 +17,14 @@ from pytest_attn.report.html import Figure, Page, Section, about, render
 from pytest_attn.report.metrics import METRICS
 from pytest_attn.report.style import Look, look
 from pytest_attn.report.sweeps import AXES, Sweep, find_sweeps, headline_problem
-from pytest_attn.report.tables import MOST_SWEEPS, comparison_tables, failure_table, sweep_tables, to_markdown
+from pytest_attn.report.tables import (
+    MOST_SWEEPS,
+    comparison_tables,
+    failure_table,
+    first_call_table,
+    sweep_tables,
+    to_markdown,
+)
 from pytest_attn.report.words import DIRECTIONS, clean, count, listed, short
 
 _HEADINGS = {"seq": "Sequence length", "batch": "Batch", "heads": "Heads", "embedding": "Embedding"}
@@ -31,7 +38,7 @@ def build(runs: Sequence[Run]) -> dict[str, bytes]:
     first = headline_problem(frame)
     sentences = findings(frame, sweeps, first)
     tables = comparison_tables(frame)
-    failures = failure_table(frame)
+    first_calls, failures = first_call_table(frame), failure_table(frame)
     maker = _Maker([look(str(impl)) for impl in sorted(frame["impl"].unique())])
     directions = [direction for direction in DIRECTIONS if (frame["direction"] == direction).any()]
 
@@ -47,6 +54,7 @@ def build(runs: Sequence[Run]) -> dict[str, bytes]:
         headline_missing="" if headline else "No figure: no record holds a time.",
         sections=sections,
         tables=tables,
+        first_calls=first_calls,
         failures=failures,
         about=about(runs, labels),
         choices={
@@ -55,7 +63,7 @@ def build(runs: Sequence[Run]) -> dict[str, bytes]:
         },
         looks=maker.looks,
     )
-    markdown = to_markdown([*tables, *([failures] if failures else [])], sentences)
+    markdown = to_markdown([*tables, *(table for table in (first_calls, failures) if table)], sentences)
     texts = {"index.html": render(page), "results.csv": to_csv(frame), "results.md": markdown}
     # A lone surrogate is legal in JSON but not in UTF-8.
     return maker.files | {name: text.encode("utf-8", "replace") for name, text in texts.items()}

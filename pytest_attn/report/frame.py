@@ -19,7 +19,8 @@ COLUMNS = (
     *("embedding", "dtype", "mask", "softcap", "scale", "layout", "direction", "status", "reason", "contract"),
     *("time", "time_p10", "time_p90", "rounds", "tflops", "tflops_p10", "tflops_p90", "gbps"),
     *("memory", "workspace_bytes", "saved_bytes", "percent_of_peak", "percent_of_peak_at_clock"),
-    *("host_us", "compile_s", "speedup", "memory_share"),
+    *("host_us", "compile_s", "dense_tflops", "kernel_s", "kernel", "sm_mhz", "power_w", "energy_j", "note"),
+    *("speedup", "memory_share"),
 )
 #: Names that only the CSV uses: it must explain itself without this module.
 CSV_NAMES = {
@@ -124,6 +125,11 @@ def _row(record: Record) -> dict[str, Any]:
         "percent_of_peak_at_clock": record.percent_of_peak_at_clock,
         "host_us": record.host_us,
         "compile_s": record.compile_s,
+        "dense_tflops": record.dense_tflops,
+        "kernel_s": record.kernel_s,
+        "kernel": record.kernels[0].get("name") if record.kernels else None,
+        **{name: (record.telemetry or {}).get(name) for name in ("sm_mhz", "power_w", "energy_j")},
+        "note": record.note,
         "tokens": problem.batch * problem.q_len,
         "group": problem.heads // problem.kv_heads,
         "flops": flops,

@@ -54,6 +54,7 @@ class Page:
     headline_missing: str
     sections: Sequence[Section]
     tables: Sequence[Table]
+    first_calls: Table | None
     failures: Table | None
     about: Sequence[tuple[str, Sequence[tuple[str, str]]]]
     choices: Mapping[str, Sequence[tuple[str, str]]]

@@ -12,7 +12,7 @@ from pytest_attn.report.frame import series_order
 from pytest_attn.report.metrics import METRICS, Metric
 from pytest_attn.report.style import BASELINE
 from pytest_attn.report.sweeps import Sweep
-from pytest_attn.report.words import DIRECTIONS, STATUS_MARKS, clean, mask_words, percent, short, times
+from pytest_attn.report.words import DIRECTIONS, STATUS_MARKS, clean, mask_words, percent, seconds, short, times
 
 Record = Mapping[Hashable, Any]
 
@@ -165,6 +165,23 @@ def sweep_tables(sweeps: list[Sweep]) -> list[Table]:
             columns = tuple(f"{sweep.axis.symbol} {value}" for value in sweep.values)
             tables.append(Table(f"{sweep.fixed}, {DIRECTIONS[direction]}", "time", direction, columns, tuple(lines)))
     return tables
+
+
+def first_call_table(frame: pd.DataFrame) -> Table | None:
+    """Return what compiling or building adds to a first call, and what a launch costs the host, by implementation."""
+    rows = []
+    for series in series_order(frame):
+        part = frame[(frame["series"] == series) & frame["ok"]]
+        first, host = (pd.to_numeric(part[name], errors="coerce").dropna() for name in ("compile_s", "host_us"))
+        if first.empty:
+            continue
+        launch = f"{host.median():.0f} µs" if len(host) else "not measured"
+        cells = (Cell(seconds(first.median())), Cell(seconds(first.max())), Cell(launch))
+        rows.append(Row(clean(series), "", cells))
+    if not rows:
+        return None
+    columns = ("First call over the second: median", "longest", "Host time of a launch: median")
+    return Table("Compile and launch", "", "", columns, tuple(rows))
 
 
 def failure_table(frame: pd.DataFrame) -> Table | None:
