@@ -1,0 +1,79 @@
+"""What a record costs beyond its timed rounds, over the grid fa-paper: cost.py [OUT.json]. Nothing here compiles."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attn_impls import Direction, discover
+from attn_impls.grids import load_grid
+from pytest_attn.perf import check, measure, rounds
+from pytest_attn.perf.contract import contract_for
+from pytest_attn.perf.instruments import Instruments
+
+NAMES = ("sdpa-flash", "sdpa-efficient", "sdpa-cudnn")
+spent: Counter[str] = Counter()
+
+
+def clocked(name: str, function: Any) -> Any:
+    def wrapper(*arguments: Any, **keywords: Any) -> Any:
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        try:
+            return function(*arguments, **keywords)
+        finally:
+            torch.cuda.synchronize()
+            spent[name] += time.perf_counter() - begin
+
+    return wrapper
+
+
+def main(out: Path) -> None:
+    rounds._timed_batch = clocked("timed rounds", rounds._timed_batch)
+    rounds._warm_up = clocked("warm-up", rounds._warm_up)
+    measure.make_tensors = clocked("inputs", measure.make_tensors)
+    check._error_ratio = clocked("oracle", check._error_ratio)
+    check._timed_run = clocked("two first calls", check._timed_run)
+    measure.memory_of = clocked("memory", measure.memory_of)
+    measure.trace = clocked("trace", measure.trace)
+    device = torch.device("cuda", 0)
+    torch.cuda.set_device(device)
+    instruments = Instruments(device, contract_for("events", "cuda"))
+    implementations = [discover().resolve(name) for name in NAMES]
+    begin = time.perf_counter()
+    records = [
+        outcome.record
+        for problem in load_grid("fa-paper")
+        for direction in Direction
+        for outcome in measure.measure_group(implementations, problem, direction, instruments)
+        if isinstance(outcome, measure.Measured)
+    ]
+    total = time.perf_counter() - begin
+    statuses = Counter(record.status for record in records)
+    compiling = sum(record.compile_s or 0.0 for record in records)
+    beyond = (total - spent["timed rounds"] - compiling) / len(records)
+    per_record = {name: 1e3 * seconds / len(records) for name, seconds in spent.items()}
+    result = {
+        "records": len(records),
+        "statuses": dict(statuses),
+        "total_s": total,
+        "compile_ms_per_record": 1e3 * compiling / len(records),
+        "beyond_timed_rounds_and_compiling_ms_per_record": 1e3 * beyond,
+        "ms_per_record": per_record,
+        "instruments": instruments.describe(),
+    }
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+    for record in records:
+        if record.status not in ("ok", "unsupported"):
+            print(record.key, record.status, record.reason)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "cost.json"))
