@@ -1,26 +1,28 @@
-"""Before anything is timed: is the call that would be timed right, and how much longer does its first one take?"""
+"""Is the call that is timed right? Asked before the timing, and again after it with other values."""
 
 from __future__ import annotations
 
 import contextlib
+import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from attn_impls.implementation import Implementation
 from attn_impls.problem import Direction, Problem
-from pytest_attn.correctness.case import Tensors
 from pytest_attn.correctness.judge import WrongOutput, cut, cut_result, judge_results, poison, run
+from pytest_attn.perf.inputs import Inputs
 from pytest_attn.perf.memory import nbytes
+from pytest_attn.perf.settings import Settings
 
 # Above this many scores a head the oracle would take longer than the measurement.
 _MOST_CHECKED = 4096 * 4096
 
 
 class WrongResult(AssertionError):
-    """The result of the call that would be timed is outside the error budget."""
+    """The result of the call that is timed is outside the error budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,62 +39,82 @@ class Checked:
 
 
 def check(
-    impl: Implementation, problem: Problem, tensors: Tensors, direction: Direction, device: torch.device
+    impl: Implementation, problem: Problem, inputs: Inputs, direction: Direction, device: torch.device
 ) -> Checked:
-    """Call ``impl`` twice and judge the second result. Inputs that it changed are put back, whatever it raised.
+    """Call ``impl`` twice and judge the second result on the last batch and key head.
+
+    The last, because that is where an offset that overflowed or a batch that was left out shows.
 
     Raises:
         WrongResult: a value is not finite or outside the budget.
-        WrongOutput: the result cannot be compared, or an input was changed.
+        WrongOutput: the result cannot be compared, or an input or one of torch's settings was changed.
         NotDifferentiable: a gradient is wanted and the output has none.
     """
-    kept = tensors.clone()
+    with _left_alone(inputs):
+        first_s, results = _timed_run(impl, problem, inputs, direction, device)
+        del results
+        with contextlib.suppress(torch.OutOfMemoryError):  # what has no room for poison has no stale memory either
+            poison(inputs.tensors)
+        second_s, results = _timed_run(impl, problem, inputs, direction, device)
+        ratio = _judged(results, problem, inputs, (problem.batch - 1, problem.kv_heads - 1))
+        return Checked(max(0.0, first_s - second_s), ratio, nbytes(_outputs(results, direction)))
+
+
+def check_again(
+    impl: Implementation, problem: Problem, inputs: Inputs, direction: Direction, device: torch.device
+) -> None:
+    """Call ``impl`` once more, after the timing, on ``inputs`` that were renewed, and judge another part of the result.
+
+    A call that hands out an earlier result, or does less once it has been checked, fails here.
+
+    Raises as :func:`check`; the sentence of :class:`WrongResult` says that it was after the timing.
+    """
+    with _left_alone(inputs):
+        _, results = _timed_run(impl, problem, inputs, direction, device)
+        part = random.Random(problem.id)
+        where = (part.randrange(max(1, problem.batch)), part.randrange(problem.kv_heads))
+        _judged(results, problem, inputs, where, " after the timing, on other inputs")
+
+
+@contextlib.contextmanager
+def _left_alone(inputs: Inputs) -> Iterator[None]:
+    """Raise :class:`WrongOutput` for a change of the inputs or of torch's settings; settings are put back anyhow."""
+    settings = Settings()
     try:
-        first_s, _ = _timed_run(impl, problem, tensors, direction, device)
-        poison(tensors)
-        second_s, results = _timed_run(impl, problem, tensors, direction, device)
-        if (name := tensors.changed_since(kept)) is not None:
-            raise WrongOutput(f"it changed its input {name}")
-    except Exception:
-        with contextlib.suppress(RuntimeError):  # a lost device, which is not the reason to tell
-            _restore(tensors, kept)
-        raise
-    del kept
-    for name, tensor in results.items():
-        if not bool(tensor.isfinite().all()):
-            raise WrongResult(f"wrong result: {name} is not finite")
-    ratio = _error_ratio(results, problem, tensors)
-    if ratio is not None and not ratio <= 1:
-        raise WrongResult(f"wrong result: the error is {ratio:.3g} times its budget")
-    return Checked(max(0.0, first_s - second_s), ratio, nbytes(_outputs(results, direction)))
-
-
-def _restore(tensors: Tensors, kept: Tensors) -> None:
-    for name in ("q", "k", "v", "dout"):
-        getattr(tensors, name).copy_(getattr(kept, name))
+        yield
+    finally:
+        change = settings.put_back()
+    if (name := inputs.changed()) is not None:
+        raise WrongOutput(f"it changed its input {name}")
+    if change is not None:
+        raise WrongOutput(f"it changed torch's {change}")
 
 
 def _timed_run(
-    impl: Implementation, problem: Problem, tensors: Tensors, direction: Direction, device: torch.device
+    impl: Implementation, problem: Problem, inputs: Inputs, direction: Direction, device: torch.device
 ) -> tuple[float, dict[str, torch.Tensor]]:
     begin = time.perf_counter()
-    results = run(impl, problem, tensors, direction)
+    results = run(impl, problem, inputs.tensors, direction)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - begin, results
 
 
-def _error_ratio(results: Mapping[str, torch.Tensor], problem: Problem, tensors: Tensors) -> float | None:
-    """Return the worst error over its budget on the last batch and group of heads; ``None`` for what is too large.
-
-    The last, because that is where an offset that overflowed or a batch that was left out shows.
-    """
+def _judged(
+    results: Mapping[str, torch.Tensor], problem: Problem, inputs: Inputs, part: tuple[int, int], when: str = ""
+) -> float | None:
+    """Return the worst error over its budget on one batch and key head; ``None`` for what is too large."""
+    for name, tensor in results.items():
+        if not bool(tensor.isfinite().all()):
+            raise WrongResult(f"wrong result{when}: {name} is not finite")
     if problem.batch == 0 or problem.q_len * problem.kv_len > _MOST_CHECKED:
         return None
-    last = (problem.batch - 1, problem.kv_heads - 1)
-    part, inputs = cut(problem, tensors, *last)
-    parts = {name: cut_result(problem, tensor, *last) for name, tensor in results.items()}
-    return max(verdict.worst for verdict in judge_results(parts, part, inputs))
+    smaller, tensors = cut(problem, inputs.tensors, *part)
+    parts = {name: cut_result(problem, tensor, *part) for name, tensor in results.items()}
+    ratio = max(verdict.worst for verdict in judge_results(parts, smaller, tensors))
+    if not ratio <= 1:
+        raise WrongResult(f"wrong result{when}: the error is {ratio:.3g} times its budget")
+    return ratio
 
 
 def _outputs(results: Mapping[str, torch.Tensor], direction: Direction) -> list[torch.Tensor]:

@@ -97,7 +97,10 @@ def _nvml(device: torch.device) -> dict[str, Any]:
         import pynvml
     except ImportError:
         return {"driver": None, "power_limit_w": None}
-    pynvml.nvmlInit()
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:  # the package without the driver's library
+        return {"driver": None, "power_limit_w": None, "nvml": str(error)}
     try:
         # By UUID: NVML's indices ignore CUDA_VISIBLE_DEVICES.
         uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"

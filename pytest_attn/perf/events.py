@@ -15,6 +15,8 @@ from pytest_attn.perf.timers import Call, HostBound, Prepare
 # Event times come in steps of this.
 _RESOLUTION_S = 32e-9
 _POLL_S = 50e-6
+# Beyond this it is not the spin that is too short.
+_LONGEST_SPIN_S = 0.25
 
 
 class EventTimer:
@@ -90,7 +92,7 @@ class EventSource:
     def __init__(self, timer: EventTimer, prepare: Prepare) -> None:
         self._timer = timer
         self._prepare = prepare
-        self._attempt = 0
+        self._level = 0
         self._queue_s = 1e-3  # the host's seconds to queue one round, the preparation included
         self._launches: list[float] = []
 
@@ -99,12 +101,13 @@ class EventSource:
 
         Raises :class:`HostBound`, with both times of a round, when the device keeps waiting for the host.
         """
-        while self._attempt < len(self._SIZES):
-            count = min(self._SIZES[self._attempt], size)
-            raw = self._queued(count, spin_s=2**self._attempt * (2 * self._queue_s * count + 1e-3))
+        for level in range(self._level, len(self._SIZES)):
+            count = min(self._SIZES[level], size)
+            raw = self._queued(count, spin_s=min(2 * self._queue_s * count, _LONGEST_SPIN_S) + 1e-3)
             if raw:
+                # A queue that was too small stays so; a host that was once busy elsewhere does not.
+                self._level = level if level > 1 else 0
                 return [max(seconds - self._timer.overhead_s, _RESOLUTION_S) for seconds in raw]
-            self._attempt += 1
         host_s, device_s = self._unhidden()
         raise HostBound(
             f"the device waits for the host: a round takes {1e6 * host_s:.0f} µs to launch, "

@@ -67,9 +67,9 @@ def check_identity(kernels: Sequence[Mapping[str, Any]], pattern: str) -> None:
     """Raise :class:`RanAnother`, with the longest kernel's name, unless one of ``kernels`` matches ``pattern``.
 
     Args:
-        kernels: ``{name, share, ...}``, the longest first; empty where nothing could be seen, which proves nothing.
+        kernels: ``{name, share, ...}``, the longest first.
         pattern: a regular expression searched for in each name; empty where nothing is claimed.
     """
-    if not pattern or not kernels or any(re.search(pattern, kernel["name"]) for kernel in kernels):
+    if not pattern or any(re.search(pattern, kernel["name"]) for kernel in kernels):
         return
-    raise RanAnother(f"ran {_cut(kernels[0]['name'])}")
+    raise RanAnother(f"ran {_cut(kernels[0]['name'])}" if kernels else "ran no kernel at all")

@@ -33,11 +33,11 @@ class Instruments:
     def _timer(self) -> Timer:
         if self.contract.timer == "wall":
             return WallTimer()
+        look = (lambda: None) if self.telemetry is None else self.telemetry.look
         if self.contract.timer == "kineto":
-            kineto = KinetoTimer(self.device)
+            kineto = KinetoTimer(self.device, while_busy=look)
             self.flush = kineto.flush
             return kineto
-        look = (lambda: None) if self.telemetry is None else self.telemetry.look
         events = EventTimer(self.device, while_busy=look)
         self.flush = events.flush
         return events

@@ -1,4 +1,4 @@
-"""The journal of a timed run: a line of JSON for each cell as it finishes, so that a killed run loses one cell.
+"""The journal of a timed run: a line of JSON for each cell, so that a killed run loses one problem at most.
 
 The first line is the :class:`Header`, each later one a :class:`~pytest_attn.perf.measure.Measured`. Lines are only
 ever added, so the cost of a record does not grow with the run.

@@ -59,10 +59,36 @@ class Flush:
         self._buffer.zero_()
 
 
-def trace(prepare: Prepare, flush: Flush, rounds: int) -> list[Trace]:
+class LostTrack(RuntimeError):
+    """The profiler did not report every mark, so that what it did report cannot be told apart."""
+
+
+class StrayWork(AssertionError):
+    """Kernels of a call ran outside of it: on a stream that the caller's does not wait for."""
+
+
+def trace(
+    prepare: Prepare,
+    flush: Flush,
+    rounds: int,
+    *,
+    prepares_on_device: bool,
+    while_busy: Callable[[], object] = lambda: None,
+) -> list[Trace]:
     """Return what the device ran for each of ``rounds`` calls of ``prepare()()``, the preparation left out.
 
-    Empty where the profiler reports no kernels at all, as when another profiler is attached.
+    Empty where the profiler reports nothing at all, as when another profiler is attached.
+
+    Args:
+        prepare: gives the call.
+        flush: queued before each call.
+        rounds: how many calls.
+        prepares_on_device: whether ``prepare`` itself runs kernels; where it does not, every kernel must lie inside.
+        while_busy: called when all is queued.
+
+    Raises:
+        LostTrack: some marks are missing, or the call itself runs the kernel that marks.
+        StrayWork: a kernel ran outside of the call that queued it.
     """
 
     def run() -> None:
@@ -72,8 +98,10 @@ def trace(prepare: Prepare, flush: Flush, rounds: int) -> list[Trace]:
             torch.cuda._sleep(0)
             call()
             torch.cuda._sleep(0)
+        while_busy()
 
-    return split(profile_kernels(run))
+    kernels = profile_kernels(run)
+    return split(kernels, rounds, outside=None if prepares_on_device else rounds) if kernels else []
 
 
 def profile_kernels(run: Callable[[], object]) -> list[Kernel]:
@@ -95,25 +123,39 @@ def profile_kernels(run: Callable[[], object]) -> list[Kernel]:
     return sorted(kernels, key=lambda kernel: kernel.start_s)
 
 
-def split(kernels: Sequence[Kernel]) -> list[Trace]:
-    """Return what ran between the first and the second mark, between the third and the fourth, and so on."""
+def split(kernels: Sequence[Kernel], rounds: int, *, outside: int | None = None) -> list[Trace]:
+    """Return what ran between the first and the second mark, between the third and the fourth, and so on.
+
+    ``outside`` is how many kernels must lie elsewhere, where that is known. Raises as :func:`trace`.
+    """
     traces: list[Trace] = []
     inside: list[Kernel] | None = None
+    elsewhere = marks = 0
     for kernel in kernels:
         if SPIN_KERNEL in kernel.name:
+            marks += 1
             if inside is not None:
+                if any(each.start_s + each.duration_s > kernel.start_s + kernel.duration_s for each in inside):
+                    raise StrayWork("left work on another stream: a kernel outlasts the call")
                 traces.append(Trace(tuple(inside)))
             inside = [] if inside is None else None
         elif inside is not None:
             inside.append(kernel)
+        else:
+            elsewhere += 1
+    if marks != 2 * rounds:
+        raise LostTrack(f"torch.profiler reported {marks} of the {2 * rounds} marks around {rounds} calls")
+    if outside is not None and elsewhere != outside:
+        raise StrayWork(f"left work on another stream: {elsewhere - outside} kernels ran outside of {rounds} calls")
     return traces
 
 
 class KinetoTimer:
     """Summed durations of the kernels of a call."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, while_busy: Callable[[], object] = lambda: None) -> None:
         self.flush = Flush(device)
+        self.while_busy = while_busy
 
     def source(self, prepare: Prepare) -> KinetoSource:
         """Return a source of rounds of ``prepare()()``."""
@@ -130,12 +172,14 @@ class KinetoSource:
     def batch(self, size: int) -> list[float]:
         """Return seconds for ``size`` rounds.
 
-        Raises ``RuntimeError`` where the profiler reports nothing.
+        Raises ``RuntimeError`` where the profiler reports nothing, and :class:`LostTrack`.
         """
-        seconds = [traced.kernel_s for traced in trace(self._prepare, self._timer.flush, size)]
-        if not any(seconds):
+        timer = self._timer
+        traces = trace(self._prepare, timer.flush, size, prepares_on_device=True, while_busy=timer.while_busy)
+        seconds = [traced.kernel_s for traced in traces]
+        if not all(seconds) or not seconds:
             raise RuntimeError("torch.profiler reports no kernels; is another profiler attached?")
-        return [each for each in seconds if each > 0]
+        return seconds
 
     def host_seconds(self) -> None:
         """Return ``None``: under the profiler a launch costs more than it does outside."""

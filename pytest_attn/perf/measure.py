@@ -15,24 +15,24 @@ import torch
 
 from attn_impls.implementation import Implementation, Unavailable
 from attn_impls.problem import Direction, Problem
-from pytest_attn.correctness.case import Case, Tensors, make_tensors
 from pytest_attn.correctness.judge import NotDifferentiable, WrongOutput
-from pytest_attn.perf.check import Checked, WrongResult, check
+from pytest_attn.perf.check import Checked, WrongResult, check, check_again
 from pytest_attn.perf.contract import Contract
 from pytest_attn.perf.device import lost_device
 from pytest_attn.perf.energy import energy_per_call
 from pytest_attn.perf.identity import RanAnother, check_identity, kernels_of, operators_of, shortened
+from pytest_attn.perf.inputs import Inputs
 from pytest_attn.perf.instruments import Instruments
-from pytest_attn.perf.kineto import Trace, trace
+from pytest_attn.perf.kineto import LostTrack, StrayWork, Trace, trace
 from pytest_attn.perf.passes import memory_of, timed_round
 from pytest_attn.perf.peak import percent_of_peak
 from pytest_attn.perf.record import Record, Time
 from pytest_attn.perf.rounds import Turns, take_turns
 from pytest_attn.perf.spread import half_width
-from pytest_attn.perf.timers import HostBound
+from pytest_attn.perf.timers import HostBound, of_the_call
 
 # Their message is the whole reason; of anything else the type is part of it.
-_OURS = (WrongOutput, NotDifferentiable, WrongResult, RanAnother)
+_OURS = (WrongOutput, NotDifferentiable, WrongResult, RanAnother, StrayWork)
 _MOST_TRACED = 10
 _TRACE_S = 0.02
 
@@ -137,17 +137,23 @@ class _Group:
     def measure(self) -> None:
         if not self._waiting():
             return
-        tensors: Tensors | None = None
-        for member in self._waiting():
+        inputs: Inputs | None = None
+        for member in self._each():
             with self._guard(member):
-                # Drawn for the first, and drawn again for the next where there was no memory for it.
-                tensors = tensors or make_tensors(Case(self._problem), self._device, draw_on=self._device)
-                member.checked = check(member.impl, self._problem, tensors, self._direction, self._device)
-        if tensors is not None:
-            self._time(tensors)
-            for member in self._waiting():
-                with self._guard(member):
-                    self._finish(member, tensors)
+                # Drawn for the first, and again where there was no memory for it or somebody changed it.
+                if inputs is None or inputs.changed() is not None:
+                    inputs = Inputs(self._problem, self._device)
+                member.checked = check(member.impl, self._problem, inputs, self._direction, self._device)
+        if inputs is None:
+            return
+        self._time(inputs)
+        for member in self._each():
+            with self._guard(member):
+                self._finish(member, inputs)
+
+    def _each(self) -> Iterator[_Member]:
+        """Give those whose turn it is; one that lost the device ends the turns of those after it."""
+        return (member for member in self._members if not member.over)
 
     def _waiting(self) -> list[_Member]:
         return [member for member in self._members if not member.over]
@@ -156,10 +162,12 @@ class _Group:
     def _guard(self, member: _Member) -> Iterator[None]:
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
+            if not of_the_call(error):
+                raise
             self._fail(member, error)
 
-    def _fail(self, member: _Member, error: Exception) -> None:
+    def _fail(self, member: _Member, error: BaseException) -> None:
         member.over = True
         if isinstance(error, Unavailable):
             member.unavailable = error
@@ -169,24 +177,22 @@ class _Group:
         # A traceback keeps the tensors of its frames in a cycle.
         error.__traceback__ = None
         gc.collect()
-        if self._device.type != "cuda":
-            return
-        if lost_device(self._device) is None:
+        if self._lost():
+            for other in self._waiting():
+                other.over = other.undone = True
+        elif self._device.type == "cuda":
             torch.cuda.empty_cache()
-            return
-        for other in self._waiting():
-            other.over = other.undone = True
 
-    def _round(self, member: _Member, tensors: Tensors) -> Callable[[], Callable[[], object]]:
-        return timed_round(member.impl, self._problem, tensors, self._direction)
+    def _round(self, member: _Member, inputs: Inputs) -> Callable[[], Callable[[], object]]:
+        return timed_round(member.impl, self._problem, inputs.tensors, self._direction)
 
-    def _time(self, tensors: Tensors) -> None:
+    def _time(self, inputs: Inputs) -> None:
         members = self._waiting()
         telemetry = self._instruments.telemetry
-        sources = [self._instruments.timer.source(self._round(member, tensors)) for member in members]
+        sources = [self._instruments.timer.source(self._round(member, inputs)) for member in members]
         shuffle = random.Random(self._problem.id)
         watch = (lambda index: None) if telemetry is None else telemetry.watch
-        everyone = take_turns(sources, self._instruments.contract, shuffle, watch)
+        everyone = take_turns(sources, self._instruments.contract, shuffle, watch, self._lost)
         for index, (member, turns) in enumerate(zip(members, everyone, strict=True)):
             member.turns = turns
             if telemetry is not None:
@@ -195,10 +201,20 @@ class _Group:
                 with self._guard(member):
                     # An eager fall-back is all launches: that something else ran is the better reason.
                     if isinstance(turns.error, HostBound):
-                        check_identity(self._identify(member, tensors, seconds=_TRACE_S)[0], member.impl.kernels)
+                        self._identify(member, inputs, seconds=None)
                     raise turns.error
+        if not self._waiting():
+            return
+        if (name := inputs.changed()) is not None:
+            names = ", ".join(member.impl.name for member in members)
+            for member in self._waiting():
+                self._fail(member, WrongOutput(f"the input {name} changed while {names} took turns: time them apart"))
+        inputs.renew(seed=1)
 
-    def _finish(self, member: _Member, tensors: Tensors) -> None:
+    def _lost(self) -> bool:
+        return lost_device(self._device) is not None
+
+    def _finish(self, member: _Member, inputs: Inputs) -> None:
         assert member.turns is not None
         assert member.checked is not None
         contract = self._instruments.contract
@@ -207,15 +223,15 @@ class _Group:
             known, wanted = f"±{100 * time_s.ci:.0f} %", f"±{100 * contract.noisy_above:.0f} %"
             middle = f"{1e6 * time_s.median:.0f} µs"
             raise _Noisy(f"after {time_s.n} rounds the median, {middle}, is known to {known}, not {wanted}")
-        kernels, kernel_s, note = self._identify(member, tensors, time_s.median)
-        check_identity(kernels, member.impl.kernels)
+        check_again(member.impl, self._problem, inputs, self._direction, self._device)
+        kernels, kernel_s, note = self._identify(member, inputs, time_s.median)
         host_s = member.turns.source.host_seconds()
         record = replace(
             member.record,
             status="ok",
             time_s=time_s,
             memory=memory_of(
-                member.impl, self._problem, tensors, self._direction, self._device, member.checked.output_bytes
+                member.impl, self._problem, inputs.tensors, self._direction, self._device, member.checked.output_bytes
             ),
             host_us=None if host_s is None else 1e6 * host_s,
             compile_s=member.checked.compile_s,
@@ -225,47 +241,67 @@ class _Group:
             accuracy=None if member.checked.error_ratio is None else {"error_ratio": member.checked.error_ratio},
         )
         telemetry = dict(record.telemetry or {})
-        if telemetry:
-            telemetry["energy_j"] = self._energy(member, tensors)
+        if (joules := self._energy(member, inputs)) is not None:
+            telemetry["energy_j"] = joules
         nominal, at_clock = percent_of_peak(record.tflops, self._device, self._problem.dtype, telemetry.get("sm_mhz"))
         member.record = replace(
             record, telemetry=telemetry or None, percent_of_peak=nominal, percent_of_peak_at_clock=at_clock
         )
+        member.over = True
 
-    def _energy(self, member: _Member, tensors: Tensors) -> float | None:
+    def _energy(self, member: _Member, inputs: Inputs) -> float | None:
         telemetry, loop_s = self._instruments.telemetry, self._instruments.contract.energy_s
         if telemetry is None or not loop_s or self._direction is Direction.BWD:
             return None
         return energy_per_call(
-            self._round(member, tensors), lambda: torch.cuda.synchronize(self._device), telemetry.joules, loop_s
+            self._round(member, inputs), lambda: torch.cuda.synchronize(self._device), telemetry.joules, loop_s
         )
 
     def _identify(
-        self, member: _Member, tensors: Tensors, seconds: float
+        self, member: _Member, inputs: Inputs, seconds: float | None
     ) -> tuple[list[dict[str, object]], float | None, str | None]:
-        """Return the kernels of a call, their summed seconds, and what to say where those do not fit the time."""
-        prepare = self._round(member, tensors)
-        if self._instruments.flush is None:
-            return operators_of(prepare()), None, None
-        rounds = max(1, min(_MOST_TRACED, int(_TRACE_S / seconds)))
-        traces = trace(prepare, self._instruments.flush, rounds)
-        if not any(traced.kernels for traced in traces):
-            return [], None, "torch.profiler reported no kernels, so that what ran is not proved"
+        """Return the kernels of a call, their summed seconds, and what to say where those do not fit ``seconds``.
+
+        Raises :class:`RanAnother`, :class:`StrayWork` or :class:`Implausible` where the call is not what was timed.
+        """
+        prepare, flush = self._round(member, inputs), self._instruments.flush
+        if flush is None:
+            operators = operators_of(prepare())
+            check_identity(operators, member.impl.kernels)
+            return operators, None, None
+        rounds = max(1, min(_MOST_TRACED, int(_TRACE_S / (seconds or _TRACE_S))))
+        try:
+            traces = trace(prepare, flush, rounds, prepares_on_device=self._direction is Direction.BWD)
+        except LostTrack as lost:
+            return [], None, f"what ran is not proved: {lost}"
+        if not traces:
+            return [], None, "what ran is not proved: torch.profiler reported no kernels"
+        kernels = kernels_of(traces)
+        check_identity(kernels, member.impl.kernels)
         kernel_s = median(traced.kernel_s for traced in traces)
-        return kernels_of(traces), kernel_s, disagreement(seconds, kernel_s, traces)
+        return kernels, kernel_s, None if seconds is None else disagreement(seconds, traces)
 
 
 class _Noisy(Exception):
     """The median stayed too uncertain; the message says how uncertain."""
 
 
-def disagreement(seconds: float, kernel_s: float, traces: Sequence[Trace]) -> str | None:
+class Implausible(AssertionError):
+    """The timer saw less than the kernels of the call take."""
+
+
+def disagreement(seconds: float, traces: Sequence[Trace]) -> str | None:
     """Return a sentence where the timer and the profiler tell different stories of one call, else ``None``.
 
     They may differ by 2 %, a microsecond, and two more for each kernel after the first: about what the device needs
     between two kernels of one stream.
+
+    Raises :class:`Implausible` where the timer saw less than half of the time from the first kernel to the last.
     """
     count = median(len(traced.kernels) for traced in traces)
+    kernel_s, span_s = (median(times) for times in zip(*((t.kernel_s, t.span_s) for t in traces), strict=True))
+    if seconds < span_s / 2 - 1e-6:
+        raise Implausible(f"the timer saw {1e6 * seconds:.1f} µs of a call whose kernels take {1e6 * span_s:.1f} µs")
     allowed = 0.02 * seconds + 1e-6 + 2e-6 * max(0, count - 1)
     if abs(seconds - kernel_s) <= allowed:
         return None
@@ -281,12 +317,14 @@ def summary(durations: Sequence[float]) -> Time:
     return Time(middle, p10, p90, len(durations), half_width(durations))
 
 
-def _status(error: Exception) -> tuple[str, str]:
+def _status(error: BaseException) -> tuple[str, str]:
     """Return the status and the reason that ``error`` stands for."""
     if isinstance(error, HostBound):
         return "host_bound", str(error)
     if isinstance(error, _Noisy):
         return "noisy", str(error)
+    if isinstance(error, Implausible):
+        return "error", str(error)
     if is_out_of_memory(error):
         return "oom", _asked_for(error)
     sentence = str(error).strip().partition("\n")[0] or "without a message"

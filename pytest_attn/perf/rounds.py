@@ -10,7 +10,7 @@ from statistics import median
 
 from pytest_attn.perf.contract import Contract
 from pytest_attn.perf.spread import half_width
-from pytest_attn.perf.timers import Source
+from pytest_attn.perf.timers import Source, of_the_call
 
 _LARGEST_BATCH = 16
 # Batches on either side of the comparison that tells whether the median still moves.
@@ -29,13 +29,15 @@ class Turns:
     size: int = 1
     batches: int = 0
     spent_s: float = 0.0
-    error: Exception | None = None
+    error: BaseException | None = None
 
     def guarded(self, step: Callable[[Turns, Contract], None], contract: Contract) -> None:
         """Take a step, and keep what it raises."""
         try:
             step(self, contract)
-        except Exception as error:
+        except BaseException as error:
+            if not of_the_call(error):
+                raise
             self.error = error
 
     def done(self, contract: Contract) -> bool:
@@ -55,22 +57,27 @@ def take_turns(
     contract: Contract,
     shuffle: random.Random,
     watch: Callable[[int], None] = lambda index: None,
+    lost: Callable[[], bool] = lambda: False,
 ) -> list[Turns]:
     """Warm each source up, then time them in turns until each is known well enough or has spent its budget.
 
     Every turn is one batch of rounds; the order is shuffled anew each time around, so that a clock that drifts and a
     neighbour that wakes up hit all alike. ``watch`` is told whose turn it is. What one source raises is kept with it
-    and the others go on.
+    and the others go on, unless ``lost`` then says that the device is gone for all of them.
     """
     turns = [Turns(source) for source in sources]
     for index, turn in enumerate(turns):
         watch(index)
         turn.guarded(_warm_up, contract)
+        if turn.error is not None and lost():
+            return turns
     while waiting := [index for index, turn in enumerate(turns) if not turn.done(contract)]:
         shuffle.shuffle(waiting)
         for index in waiting:
             watch(index)
             turns[index].guarded(_timed_batch, contract)
+            if turns[index].error is not None and lost():
+                return turns
     return turns
 
 

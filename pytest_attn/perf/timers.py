@@ -14,6 +14,15 @@ class HostBound(RuntimeError):
     """The device waited for the host in every attempt, so that the times would include launches."""
 
 
+def of_the_call(error: BaseException) -> bool:
+    """Tell whether ``error`` belongs to the call that raised it, and does not ask for the end of the whole run.
+
+    ``SystemExit`` and pytest's ``skip`` and ``fail`` raised inside an implementation are its own; Ctrl-C and pytest's
+    ``exit``, known by name since nothing here imports pytest, are not.
+    """
+    return not isinstance(error, KeyboardInterrupt | GeneratorExit) and type(error).__qualname__ != "Exit"
+
+
 class Source(Protocol):
     """Rounds of one implementation, so that several can take turns."""
 

@@ -15,6 +15,7 @@ from attn_impls import Capabilities, Direction, Implementation, Problem, Unavail
 from attn_impls.naive import naive
 from attn_impls.problem import CAUSAL
 from pytest_attn.correctness import case
+from pytest_attn.perf import inputs
 from pytest_attn.perf import measure as measuring
 from pytest_attn.perf.measure import Measured, measure_group
 from pytest_attn.perf.record import load_run
@@ -63,7 +64,113 @@ def test_they_share_one_input_in_memory() -> None:
     two: list[tuple[int, torch.Tensor]] = []
     group(one=spy(one), two=spy(two))
     assert len({pointer for pointer, _ in one + two}) == 1
-    assert all(torch.equal(values, one[0][1]) for _, values in one + two)
+    before = [values for _, values in one[:3] + two[:3]]
+    assert all(torch.equal(values, before[0]) for values in before)
+
+
+def test_the_last_call_sees_other_values_in_the_same_place() -> None:
+    seen: list[tuple[int, torch.Tensor]] = []
+    group(one=spy(seen))
+    (first, values), (last, others) = seen[0], seen[-1]
+    assert first == last
+    assert not torch.equal(values, others)
+
+
+def remembers(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
+    key = (q.data_ptr(), problem)
+    if key not in MEMORY:
+        MEMORY[key] = right(q, k, v, problem)
+    return MEMORY[key]
+
+
+MEMORY: dict[tuple[int, Problem], torch.Tensor] = {}
+
+
+def after(calls: int, then: Callable[[torch.Tensor], object]) -> Attention:
+    count = 0
+
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        if count > calls:
+            done = then(q)
+            if isinstance(done, torch.Tensor):
+                return done
+        return right(q, k, v, problem)
+
+    return attention
+
+
+def test_a_result_that_is_remembered_is_no_number() -> None:
+    MEMORY.clear()
+    ((status, reason),) = statuses(group(remembers=remembers)).values()
+    assert status == "error"
+    assert str(reason).startswith("wrong result after the timing, on other inputs: the error is ")
+
+
+def test_a_call_that_does_less_once_it_was_checked_is_no_number() -> None:
+    ((status, reason),) = statuses(group(lazy=after(2, torch.zeros_like))).values()
+    assert status == "error"
+    assert "after the timing" in str(reason)
+
+
+def test_inputs_changed_between_the_rounds_leave_nobody_a_number() -> None:
+    found = statuses(group(changer=after(3, lambda q: [q.zero_()]), neighbour=right))
+    assert set(found) == {"changer", "neighbour"}
+    for status, reason in found.values():
+        assert (status, reason) == (
+            "error",
+            "the input q changed while changer, neighbour took turns: time them apart",
+        )
+
+
+def test_torchs_settings_are_put_back_and_the_change_is_an_error() -> None:
+    threads = torch.get_num_threads()
+    found = statuses(group(greedy=after(0, lambda q: torch.set_num_threads(threads + 1)), neighbour=right))
+    assert found["greedy"] == ("error", f"it changed torch's number of threads from {threads} to {threads + 1}")
+    assert found["neighbour"] == ("ok", None)
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), pytest.skip.Exception("not today")], ids=["exit", "skip"])
+@pytest.mark.parametrize("calls", [0, 2], ids=["at once", "in the rounds"])
+def test_what_ends_a_program_ends_one_implementation(error: BaseException, calls: int) -> None:
+    def leave(q: torch.Tensor) -> object:
+        raise error
+
+    found = statuses(group(leaves=after(calls, leave), stays=right))
+    assert found["leaves"][0] == "error"
+    assert found["stays"] == ("ok", None)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), pytest.exit.Exception("stop")], ids=["ctrl-c", "exit"])
+def test_what_ends_the_run_ends_the_run(error: BaseException) -> None:
+    def leave(q: torch.Tensor) -> object:
+        raise error
+
+    with pytest.raises(type(error)):
+        group(leaves=after(2, leave), stays=right)
+
+
+@pytest.mark.parametrize("calls", [0, 3, 6], ids=["in the check", "in the rounds", "after them"])
+def test_a_lost_device_blames_who_lost_it_and_keeps_what_was_done(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+    lost: list[str] = []
+
+    def lose(q: torch.Tensor) -> object:
+        lost.append("an illegal memory access was encountered")
+        raise RuntimeError(lost[0])
+
+    def sticky(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
+        if lost:
+            raise RuntimeError(lost[0])  # every later call fails with the same error
+        return right(q, k, v, problem)
+
+    monkeypatch.setattr(measuring, "lost_device", lambda device: lost[0] if lost else None)
+    outcomes = group(before=sticky, culprit=after(calls, lose), behind=sticky)
+    assert statuses(outcomes)["culprit"] == ("error", "RuntimeError: an illegal memory access was encountered")
+    others = {name: status for name, (status, _) in statuses(outcomes).items() if name != "culprit"}
+    assert "error" not in others.values(), "nobody else is blamed"
+    assert outcomes["behind"] is None
 
 
 def test_inputs_are_drawn_anew_for_each_group_and_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,11 +182,11 @@ def test_inputs_are_drawn_anew_for_each_group_and_the_same_each_time(monkeypatch
         drawn.append(tensors.q)
         return tensors
 
-    monkeypatch.setattr(measuring, "make_tensors", counted)
+    monkeypatch.setattr(inputs, "make_tensors", counted)
     for direction in Direction:
         group(direction, one=right, two=right)
     assert len(drawn) == 3
-    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[1]), "both after the renewal, which is the same each time, too"
 
 
 def test_each_has_its_own_rounds() -> None:
@@ -170,7 +277,7 @@ def test_what_is_not_claimed_is_not_called() -> None:
 
 
 def test_nothing_to_measure_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "make_tensors", lambda *arguments, **options: pytest.fail("drawn"))
+    monkeypatch.setattr(inputs, "make_tensors", lambda *arguments, **options: pytest.fail("drawn"))
     half_only = Implementation("half-only", right, Capabilities(dtypes=frozenset({"bf16"})))
     (outcome,) = measure_group([half_only], SMALL, Direction.FWD, instruments())
     assert isinstance(outcome, Measured)

@@ -93,9 +93,10 @@ def test_another_kernel_is_named() -> None:
         check_identity(ran("softmax_warp_forward", "gemm"), "flash::flash_")
 
 
-def test_no_claim_and_no_sight_prove_nothing() -> None:
+def test_no_claim_fits_anything_and_no_kernel_fits_no_claim() -> None:
     check_identity(ran("anything"), "")
-    check_identity([], "flash::flash_")
+    with pytest.raises(RanAnother, match=r"^ran no kernel at all$"):
+        check_identity([], "flash::flash_")
 
 
 def test_shares_are_of_the_summed_time_and_counts_of_one_call() -> None:

@@ -10,8 +10,19 @@ import pytest
 import torch
 
 from pytest_attn.perf import kineto
-from pytest_attn.perf.kineto import Flush, Kernel, KinetoSource, KinetoTimer, Trace, profile_kernels, split, trace
-from pytest_attn.perf.measure import disagreement
+from pytest_attn.perf.kineto import (
+    Flush,
+    Kernel,
+    KinetoSource,
+    KinetoTimer,
+    LostTrack,
+    StrayWork,
+    Trace,
+    profile_kernels,
+    split,
+    trace,
+)
+from pytest_attn.perf.measure import Implausible, disagreement
 
 MARK = "at::cuda::(anonymous namespace)::spin_kernel(long)"
 FILL = "void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<int>, ...>"
@@ -36,17 +47,32 @@ def traced(*micros: float, gap: float = 0.0) -> Trace:
 
 def test_a_call_is_what_ran_between_its_marks() -> None:
     kernels = queue("prepare", FILL, MARK, "a", "b", MARK, "prepare", FILL, MARK, "a", MARK, "after")
-    assert names(split(kernels)) == [["a", "b"], ["a"]]
+    assert names(split(kernels, 2)) == [["a", "b"], ["a"]]
+    assert names(split(queue(FILL, MARK, MARK, FILL, MARK, "a", MARK), 2)) == [[], ["a"]]
 
 
-def test_a_call_without_kernels_is_empty_and_one_that_never_ended_is_none() -> None:
-    assert names(split(queue(FILL, MARK, MARK, FILL, MARK, "a", MARK))) == [[], ["a"]]
-    assert names(split(queue(MARK, "a", MARK, FILL, MARK, "b"))) == [["a"]]
-    assert split(queue("a", "b")) == split([]) == []
+@pytest.mark.parametrize("lost", [(MARK, "a", MARK, FILL, MARK, "b"), (MARK, MARK, "a", MARK, FILL, MARK, "b", MARK)])
+def test_a_missing_or_an_extra_mark_is_an_error_and_not_another_time(lost: tuple[str, ...]) -> None:
+    with pytest.raises(LostTrack, match=r"of the 4 marks around 2 calls"):
+        split(queue(*lost), 2)
+
+
+def test_a_kernel_that_outlasts_its_call_is_on_another_stream() -> None:
+    mark, work, end = queue(MARK, "a", MARK)
+    longer = Kernel("side", work.start_s, 100e-6)
+    with pytest.raises(StrayWork, match=r"outlasts the call"):
+        split([mark, work, longer, end], 1)
+
+
+def test_a_kernel_outside_of_its_call_is_on_another_stream() -> None:
+    kernels = queue(FILL, "side", MARK, "a", MARK)
+    assert names(split(kernels, 1)) == [["a"]], "where the preparation runs kernels of its own nobody can tell"
+    with pytest.raises(StrayWork, match=r"1 kernels ran outside of 1 calls"):
+        split(kernels, 1, outside=1)
 
 
 def test_sum_and_span() -> None:
-    (call,) = split(queue(MARK, "a", "b", "c", MARK))
+    (call,) = split(queue(MARK, "a", "b", "c", MARK), 1)
     assert call.kernel_s == pytest.approx(30e-6)
     assert call.span_s == pytest.approx(34e-6)  # with the two gaps
     assert (Trace(()).kernel_s, Trace(()).span_s) == (0, 0)
@@ -69,17 +95,22 @@ def test_kernels_side_by_side_count_twice_in_the_sum_and_once_in_the_span() -> N
     ],
 )
 def test_a_difference_that_the_device_explains_is_no_note(micros: float, calls: list[Trace]) -> None:
-    assert disagreement(micros * 1e-6, calls[0].kernel_s, calls) is None
+    assert disagreement(micros * 1e-6, calls) is None
 
 
 def test_a_difference_is_a_sentence_with_both_times() -> None:
     call = traced(60.0, 40.0)
-    assert disagreement(120e-6, call.kernel_s, [call]) == (
+    assert disagreement(120e-6, [call]) == (
         "the timer says 120.0 µs, its 2 kernels take 100.0 µs: the device stood idle between them"
     )
-    assert disagreement(80e-6, call.kernel_s, [call]) == (
+    assert disagreement(80e-6, [call]) == (
         "the timer says 80.0 µs, its 2 kernels take 100.0 µs: they overlap, or ran slower when traced"
     )
+
+
+def test_a_time_much_shorter_than_the_kernels_is_no_time() -> None:
+    with pytest.raises(Implausible, match=r"saw 3.0 µs of a call whose kernels take 100.0 µs"):
+        disagreement(3e-6, [traced(60.0, 40.0)])
 
 
 class Profiler:
@@ -161,7 +192,7 @@ def test_only_what_ran_on_the_device_is_a_kernel_in_the_order_of_time(device: Fa
 
 
 def test_preparation_and_flush_are_no_part_of_a_trace(device: FakeDevice) -> None:
-    traces = trace(attention(device), flush(device), rounds=3)
+    traces = trace(attention(device), flush(device), rounds=3, prepares_on_device=True)
     assert names(traces) == [["dot_do_o", "backward"]] * 3
 
 

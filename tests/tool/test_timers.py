@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pytest_attn.perf import events, rounds, wall
+from pytest_attn.perf import energy, events, rounds, wall
 from pytest_attn.perf.contract import Contract
 from pytest_attn.perf.events import EventTimer
 from pytest_attn.perf.kineto import Kernel
@@ -366,3 +367,48 @@ def test_wall_does_not_wait_for_ever(host: Host) -> None:
     before = host.now
     WallTimer().source(always(host.work(1e-3))).batch(1)
     assert host.now - before < 0.1
+
+
+def test_hiccups_of_the_host_far_apart_do_not_add_up(cuda: Cuda) -> None:
+    calls = itertools.count()
+    kernel = cuda.kernel(1e-3, launch_s=1e-5)
+
+    def call() -> None:
+        if next(calls) % 100 == 5:
+            cuda.host.now += 3.0
+        kernel()
+
+    source = timer().source(always(call))
+    for _ in range(40):
+        assert source.batch(16) == pytest.approx([1e-3] * 16)
+    assert next(calls) > 700, "many batches were thrown away"
+
+
+def test_no_median_is_known_before_the_power_limiter_has_its_clock(cuda: Cuda) -> None:
+    terms = dataclasses.replace(TERMS, least_s=0.15)
+    durations = timed(timer().source(always(cuda.kernel(2e-3))), terms)
+    assert sum(durations) == pytest.approx(0.15, rel=0.3)
+
+
+def test_a_lost_device_ends_all_turns(cuda: Cuda) -> None:
+    def broken() -> Callable[[], object]:
+        raise RuntimeError("illegal address")
+
+    events_timer = timer()
+    sources = [events_timer.source(broken), events_timer.source(always(cuda.kernel(1e-3)))]
+    first, second = take_turns(sources, TERMS, random.Random(0), lost=lambda: True)
+    assert first.error is not None
+    assert second.error is None
+    assert not second.durations
+
+
+def test_energy_is_that_between_two_steps_of_the_counter(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(energy, "time", SimpleNamespace(perf_counter=lambda: host.now))
+
+    def joules() -> float:
+        return 500.0 * (host.now // 0.1) * 0.1  # 500 W, told ten times a second
+
+    found = energy.energy_per_call(always(host.work(1e-3)), lambda: None, joules, loop_s=0.6)
+    assert found == pytest.approx(0.5, rel=0.03)
+    assert energy.energy_per_call(always(host.work(1e-3)), lambda: None, lambda: None, loop_s=0.6) is None
+    assert energy.energy_per_call(always(host.work(1e-3)), lambda: None, joules, loop_s=0.05) is None, "no two steps"
