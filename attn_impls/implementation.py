@@ -61,6 +61,10 @@ class Capabilities:
         deterministic: two runs on the same inputs give the same bits.
         returns_lse: ``fn(q, k, v, problem, return_lse=True)`` gives ``(out, lse)``, with ``lse`` as fp32
             ``[batch, heads, q_len]`` in natural logarithm.
+        traceable: ``torch.compile(fullgraph=True)`` takes a call, forward and backward, and on fake tensors it gives
+            the shape, dtype and strides that it gives on real ones.
+        capturable: a CUDA graph takes a call, forward and backward, and its replay computes on what the inputs then
+            hold. Says nothing on other devices.
         compiles_per_shape: a new shape costs seconds of compilation, so that the suite draws fewer of them.
         min_compute_capability: of the CUDA device, e.g. ``(8, 0)``.
         also: finer rules; a function of ``(problem, device_type)`` that returns why not, or ``None``.
@@ -78,6 +82,8 @@ class Capabilities:
     backward: bool = True
     deterministic: bool = False
     returns_lse: bool = False
+    traceable: bool = False
+    capturable: bool = False
     compiles_per_shape: bool = False
     min_compute_capability: tuple[int, int] | None = None
     also: Callable[[Problem, str], str | None] | None = None

@@ -24,6 +24,8 @@ from attn_impls.problem import MASK_KINDS, Problem
         softcap=True,
         scale=True,
         returns_lse=True,
+        traceable=True,
+        capturable=True,
     ),
     kernels="(?i)softmax",
 )

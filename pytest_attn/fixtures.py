@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
@@ -78,7 +79,7 @@ def attn_check(request: pytest.FixtureRequest, attn_impl: Implementation) -> Che
             pytest.skip(f"{error}, so its gradients are not checked")
         if direction is not Direction.FWD:
             session.differentiable.add(attn_impl.name)
-        session.judged(attn_impl.name, verdict.ratio, case.id)
+        session.judged(verdict)
         if not verdict.ok:
             command = repeat_command(request.config, attn_impl, case, direction)
             _fail(session, verdict.explain(), verdict.raised, command)
@@ -115,6 +116,35 @@ def attn_property_check(request: pytest.FixtureRequest, attn_impl: Implementatio
     return check
 
 
+@pytest.fixture
+def attn_claim_check(request: pytest.FixtureRequest, attn_impl: Implementation) -> Callable[[str, Direction], None]:
+    """Checks a claim of the implementation for a direction and fails, with the command that repeats it.
+
+    Skips where it is not claimed, or there is nothing to check on this device.
+    """
+    from pytest_attn.correctness.claims import claim_case, judge_claim, why_not_checked
+
+    session = attn_session(request.config)
+
+    def check(claim: str, direction: Direction) -> None:
+        __tracebackhide__ = True
+        claims, device_type = attn_impl.capabilities, session.device.type
+        case = claim_case(claims, direction, device_type)
+        why_not = why_not_checked(claim, claims, direction, device_type)
+        if why_not is not None or case is None:
+            pytest.skip(f"{attn_impl.name} {why_not}")
+        session.end_if_device_is_lost()
+        judged = judge_claim if session.workers is None else session.workers.judge_claim
+        try:
+            verdict = judged(attn_impl, claim, case, direction, session.device)
+        except Unavailable as error:
+            unavailable(session, attn_impl, error)
+        if not verdict.ok:
+            _fail(session, verdict.explain(), verdict.raised, _repeat_test(request, attn_impl))
+
+    return check
+
+
 def _fail(session: AttnSession, explanation: str, raised: BaseException | None, command: str) -> NoReturn:
     """Fail with the report of one case; ``raised`` is what its verdict holds."""
     __tracebackhide__ = True
@@ -140,6 +170,7 @@ def _mismatch(report: str, cause: BaseException | None) -> NoReturn:
 
 def unavailable(session: AttnSession, impl: Implementation, error: Unavailable) -> NoReturn:
     """Skip a test whose implementation turned out not to run here, or fail it when it was asked for by name."""
+    session.missing.setdefault(impl.name, str(error))
     if session.explicit:
         raise pytest.fail.Exception(f"{impl.name} cannot run here: {error}", pytrace=False) from None
     raise pytest.skip.Exception(f"{impl.name} cannot run here: {error}") from None
@@ -148,7 +179,23 @@ def unavailable(session: AttnSession, impl: Implementation, error: Unavailable) 
 def repeat_command(config: pytest.Config, impl: Implementation, case: Case, direction: Direction, **extra: str) -> str:
     """Return one shell line that repeats the case on this implementation; ``extra`` may hold ``property``."""
     data = {"impl": impl.name, "direction": direction.value, **extra, **case.to_dict()}
-    arguments = ["pytest", *_where(config), "-m", "correctness"]
+    repro = ["--attn-repro", json.dumps(data, separators=(",", ":"))]
+    return shlex.join(["pytest", *_where(config), "-m", "correctness", *_how(config), *repro])
+
+
+def _repeat_test(request: pytest.FixtureRequest, impl: Implementation) -> str:
+    """Return one shell line that repeats a test whose case is fixed."""
+    config: pytest.Config = request.config
+    if config.getoption("pyargs"):
+        where = ["--pyargs", f"{request.module.__name__}::{request.node.name}"]
+    else:
+        where = [f"{os.path.relpath(request.path, config.invocation_params.dir)}::{request.node.name}"]
+    return shlex.join(["pytest", *where, "--attn-impl", impl.name, *_how(config)])
+
+
+def _how(config: pytest.Config) -> list[str]:
+    """Return the options of this run that say where and how implementations run."""
+    arguments: list[str] = []
     device = config.getoption("attn_device")
     if device != "auto":
         arguments += ["--attn-device", device]
@@ -156,7 +203,7 @@ def repeat_command(config: pytest.Config, impl: Implementation, case: Case, dire
         arguments.append("--attn-isolate")
     if (timeout := config.getoption("attn_timeout")) is not None:
         arguments += ["--attn-timeout", timeout]
-    return shlex.join([*arguments, "--attn-repro", json.dumps(data, separators=(",", ":"))])
+    return arguments
 
 
 def _where(config: pytest.Config) -> list[str]:

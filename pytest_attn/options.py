@@ -14,6 +14,11 @@ import pytest
 from attn_impls.problem import Direction
 from pytest_attn.perf.contract import TIMERS
 
+NO_WORKERS = (
+    "-m perf with -n would time workers that disturb each other; leave -n out, and for several GPUs start one "
+    "run for each with --attn-shard i/n"
+)
+
 
 def add_options(parser: pytest.Parser) -> None:
     """Declare the options of the group ``attn``."""
@@ -46,7 +51,8 @@ def add_options(parser: pytest.Parser) -> None:
         "--attn-timer",
         default="auto",
         metavar="|".join(TIMERS),
-        help="timer: CUDA events or wall clock; auto fits the device (default: %(default)s)",
+        help="auto is CUDA events on CUDA and the wall clock on a CPU; kineto is CUPTI's kernel durations "
+        "(default: %(default)s)",
     )
     group.addoption(
         "--attn-energy",
@@ -57,6 +63,21 @@ def add_options(parser: pytest.Parser) -> None:
         "--attn-shard",
         metavar="i/n",
         help="time only every n-th problem of the grid, from the i-th on: one of n runs that `attn merge` joins",
+    )
+    group.addoption(
+        "--attn-cells",
+        metavar="FILE",
+        help="time only the cells that this file lists, one a line: implementation, problem id, direction",
+    )
+    group.addoption(
+        "--attn-shuffle",
+        metavar="SEED",
+        help="time the problems in an order that this text shuffles; the same text gives the same order",
+    )
+    group.addoption(
+        "--attn-gate",
+        metavar="BASE.json",
+        help="compare with this run when done; a cell that is slower fails the run",
     )
     group.addoption(
         "--attn-resume",
@@ -112,10 +133,7 @@ def _check_perf_run(config: pytest.Config) -> None:
         raise pytest.UsageError("--attn-resume continues a file: give the --benchmark-json=FILE of the run to continue")
     marks = config.getoption("markexpr", "")
     if config.getoption("numprocesses", None) and "perf" in marks and "not perf" not in marks:
-        raise pytest.UsageError(
-            "-m perf with -n would time workers that disturb each other; leave -n out, and for several GPUs start one "
-            "run for each with --attn-shard i/n"
-        )
+        raise pytest.UsageError(NO_WORKERS)
 
 
 def directions(config: pytest.Config) -> list[Direction]:

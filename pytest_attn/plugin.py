@@ -16,6 +16,7 @@ from pytest_attn.fixtures import Mismatch
 from pytest_attn.fixtures import attn_bench as attn_bench
 from pytest_attn.fixtures import attn_cases as attn_cases
 from pytest_attn.fixtures import attn_check as attn_check
+from pytest_attn.fixtures import attn_claim_check as attn_claim_check
 from pytest_attn.fixtures import attn_direction as attn_direction
 from pytest_attn.fixtures import attn_impl as attn_impl
 from pytest_attn.fixtures import attn_problem as attn_problem
@@ -42,6 +43,10 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_attn.session import attn_session
 
         attn_session(config)
+    if config.getoption("attn_gate"):
+        from pytest_attn.gating import GateHooks
+
+        config.pluginmanager.register(GateHooks(config), "attn-gate")
     if config.pluginmanager.has_plugin("benchmark"):
         from pytest_attn.results import BenchmarkHooks
 
@@ -65,10 +70,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     from pytest_attn.parametrize import arrange
     from pytest_attn.resume import keep_journal
+    from pytest_attn.selection import select
 
     known.mark(config, items)
     yield
     arrange(config, items)
+    select(config, items)
     keep_journal(config, items)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from pytest_attn.correctness.case import Case
+    from pytest_attn.correctness.judge import Verdict
     from pytest_attn.groups import Groups
     from pytest_attn.isolation.settled import Settled
     from pytest_attn.isolation.workers import Workers
@@ -31,9 +33,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Accuracy:
-    """How one implementation did over the correctness cases of this run."""
+    """How one implementation did over the correctness cases of this run.
+
+    ``ratios`` holds the worst error over its budget by each rule; ``where`` is the tensor and case of the ``worst``.
+    """
 
     cases: int = 0
+    ratios: dict[str, float] = field(default_factory=dict)
     worst: float = 0.0
     where: str = ""
 
@@ -70,6 +76,13 @@ class AttnSession:
     def isolate(self) -> bool:
         """Whether implementations run in processes of their own, and never in this one."""
         return self.workers is not None
+
+    @cached_property
+    def machine(self) -> Mapping[str, Any]:
+        """What must agree for two runs to be compared, as it was when first asked for."""
+        from pytest_attn.perf.device import machine
+
+        return machine(self.device)
 
     @cached_property
     def groups(self) -> Groups:
@@ -133,12 +146,14 @@ class AttnSession:
             raise ValueError(f"property {data['property']!r} is not one of {', '.join(PROPERTIES)}")
         return str(data["property"])
 
-    def judged(self, name: str, ratio: float, where: str) -> None:
-        """Note the error ratio of one case for the summary."""
-        accuracy = self.accuracy.setdefault(name, Accuracy())
+    def judged(self, verdict: Verdict) -> None:
+        """Note the error ratios of one case for the summary."""
+        accuracy = self.accuracy.setdefault(verdict.impl, Accuracy())
         accuracy.cases += 1
-        if ratio > accuracy.worst:
-            accuracy.worst, accuracy.where = ratio, where
+        for rule, ratio in verdict.ratios.items():
+            accuracy.ratios[rule] = max(accuracy.ratios.get(rule, 0.0), ratio)
+        if verdict.ratio > accuracy.worst:
+            accuracy.worst, accuracy.where = verdict.ratio, verdict.where
 
     def outcome(self, impl: Implementation, problem: Problem, direction: Direction) -> Measured | Unavailable:
         """Measure a cell, or return what was measured of it already.
@@ -192,7 +207,7 @@ class AttnSession:
 
     def run(self) -> Run:
         """Return the run so far, with what it says about itself."""
-        from pytest_attn.perf.device import environment, machine
+        from pytest_attn.perf.device import environment
 
         implementations = {
             name: {"version": impl.version_or_unknown(), "missing": self.missing.get(name)}
@@ -202,7 +217,7 @@ class AttnSession:
         return Run(
             records,
             self.grid_name,
-            machine(self.device),
+            self.machine,
             environment(),
             implementations,
             instruments=self.groups.described(),
@@ -246,6 +261,8 @@ def _build(config: pytest.Config) -> AttnSession:
         torch.cuda.set_device(device)
     workers = _workers(config)
     if config.getoption("attn_energy"):
+        if device.type != "cuda":
+            raise pytest.UsageError("--attn-energy needs a CUDA device: it reads the device's own counter")
         contract = dataclasses.replace(contract, energy_s=_ENERGY_S)
     if workers is not None:
         contract = dataclasses.replace(contract, isolated=True)

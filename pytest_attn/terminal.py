@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +15,8 @@ from _pytest._io import TerminalWriter
 from pytest_attn.fixtures import Mismatch
 from pytest_attn.parametrize import cell
 from pytest_attn.perf.record import Record
-from pytest_attn.session import AttnSession, attn_session, existing_session
+from pytest_attn.session import Accuracy, AttnSession, attn_session, existing_session
+from pytest_attn.text import table
 
 # judge -> run -> Implementation.__call__: frames between ours and the implementation's.
 _OUR_FRAMES = 3
@@ -160,12 +161,25 @@ def summarize(reporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if session is None:
         return
     if session.accuracy:
-        reporter.section("attention: worst error over budget (1 is the limit)")
-        width = max(map(len, session.accuracy))
-        for name, accuracy in session.accuracy.items():
-            reporter.write_line(f"{name:{width}}  {accuracy.worst:8.3g}  {accuracy.cases:5} cases  {accuracy.where}")
+        reporter.section("attention: worst error over budget by rule (1 is the limit)")
+        for line in accuracy_table(session.accuracy):
+            reporter.write_line(line)
     if session.records or session.unsupported:
         _summarize_records(reporter, config, session)
+
+
+def accuracy_table(accuracies: Mapping[str, Accuracy]) -> list[str]:
+    """Return a line for each implementation: the worst ratio by each rule, its cases, where the worst was."""
+    rows = [
+        (name, *(_ratio(ratio) for ratio in accuracy.ratios.values()), str(accuracy.cases), accuracy.where)
+        for name, accuracy in accuracies.items()
+    ]
+    rules = next(iter(accuracies.values())).ratios
+    return table(("", *rules, "cases", "worst at"), rows, right=range(1, len(rules) + 2))
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.3g}"
 
 
 def _summarize_records(reporter: pytest.TerminalReporter, config: pytest.Config, session: AttnSession) -> None:

@@ -61,6 +61,8 @@ _EVERYTHING = Capabilities(
     empty_rows=True,
     deterministic=True,
     returns_lse=True,
+    traceable=True,
+    capturable=True,
 )
 _HOW_TO_BUILD = "install a C++ compiler and ninja; the kernel is built at its first call"
 

@@ -40,6 +40,7 @@ import torch
 
 from pytest_attn.correctness.oracle import Truth
 
+RULES = ("element", "rms", "row", "gain", "scale")
 NAIVE_FACTOR = 2.0
 FLOOR = 4.0
 
@@ -80,13 +81,8 @@ class TensorVerdict:
     @property
     def ratios(self) -> dict[str, float]:
         """Every error over its budget, by the name of its rule."""
-        return {
-            "element": self.ratio,
-            "rms": self.rms_ratio,
-            "row": self.row_ratio,
-            "gain": self.gain_ratio,
-            "scale": self.scale_ratio,
-        }
+        values = (self.ratio, self.rms_ratio, self.row_ratio, self.gain_ratio, self.scale_ratio)
+        return dict(zip(RULES, values, strict=True))
 
     @property
     def worst(self) -> float:

@@ -14,7 +14,7 @@ import torch
 from attn_impls.implementation import Implementation, Unavailable
 from attn_impls.naive import naive
 from attn_impls.problem import Direction, Problem
-from pytest_attn.correctness.budget import TensorVerdict, judge_tensor
+from pytest_attn.correctness.budget import RULES, TensorVerdict, judge_tensor
 from pytest_attn.correctness.case import Case, Tensors, make_tensors
 from pytest_attn.correctness.oracle import solve
 from pytest_attn.correctness.storage import storage_of
@@ -51,11 +51,22 @@ class Verdict:
         return self.broken is None and all(tensor.ok for tensor in self.tensors)
 
     @property
-    def ratio(self) -> float:
-        """The largest error over its budget; infinite when nothing could be compared."""
+    def ratios(self) -> dict[str, float]:
+        """The largest error over its budget by each rule; infinite when nothing could be compared."""
         if self.broken is not None:
-            return float("inf")
-        return max((tensor.worst for tensor in self.tensors), default=0.0)
+            return dict.fromkeys(RULES, math.inf)
+        return {rule: max((tensor.ratios[rule] for tensor in self.tensors), default=0.0) for rule in RULES}
+
+    @property
+    def ratio(self) -> float:
+        """The largest of all :attr:`ratios`."""
+        return max(self.ratios.values())
+
+    @property
+    def where(self) -> str:
+        """The tensor, where one was compared, and the case of the largest of :attr:`ratios`."""
+        worst = max(self.tensors, key=lambda tensor: tensor.worst, default=None)
+        return self.case.id if worst is None else f"{worst.name} {self.case.id}"
 
     def explain(self) -> str:
         """Say in a few lines what is wrong, where, and by how much."""
@@ -65,28 +76,32 @@ class Verdict:
             lines.append(f"  the inputs are stored as views: {storage}")
         if self.broken is not None:
             lines.append(f"  {self.broken}")
-        for tensor in self.tensors:
-            lines.append(f"  {'ok   ' if tensor.ok else 'WRONG'} {_describe(tensor)}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.findings()])
+
+    def findings(self) -> list[str]:
+        """Say of each tensor whether it keeps within its budget."""
+        return [f"  {'ok   ' if tensor.ok else 'WRONG'} {_describe(tensor)}" for tensor in self.tensors]
 
 
 def _describe(tensor: TensorVerdict) -> str:
     text = f"{tensor.name:4} error/budget {tensor.ratio:.3g} (rms {tensor.rms_ratio:.3g})"
     if tensor.ok:
         return text
-    text += (
-        f" at {_place(tensor.index)}: got {tensor.got:.6g}, want {tensor.want:.6g}, "
+    parts = [
+        f"{text} at {_place(tensor.index)}: got {tensor.got:.6g}, want {tensor.want:.6g}, "
         f"off by {tensor.error:.3g} of {tensor.budget:.3g}"
-    )
+    ]
     if tensor.row_ratio > 1:
-        text += f"; row {_place(tensor.row)} is {tensor.row_ratio:.3g} times its budget off"
+        parts.append(f"row {_place(tensor.row)} is {tensor.row_ratio:.3g} times its budget off")
     for what, value, budget in (
         ("the whole", tensor.gain, tensor.gain_budget),
         ("the softmax scale", tensor.scale, tensor.scale_budget),
     ):
         if abs(value) > budget:
-            text += f"; {what} seems off by {100 * value:+.3g} % of {100 * budget:.3g} %"
-    return f"{text}; {tensor.nonfinite} values are not finite" if tensor.nonfinite else text
+            parts.append(f"{what} seems off by {100 * value:+.3g} % of {100 * budget:.3g} %")
+    if tensor.nonfinite:
+        parts.append(f"{tensor.nonfinite} values are not finite")
+    return "\n        ".join(parts)
 
 
 def _place(index: Sequence[int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import inspect
 import traceback
 from typing import Any
@@ -13,6 +14,7 @@ from attn_impls.implementation import Implementation
 from attn_impls.problem import Direction, Problem
 from attn_impls.registry import discover
 from pytest_attn.correctness.case import Case
+from pytest_attn.correctness.claims import judge_claim
 from pytest_attn.correctness.judge import judge
 from pytest_attn.correctness.properties import judge_property
 from pytest_attn.isolation.description import describe
@@ -23,7 +25,7 @@ from pytest_attn.perf.instruments import Instruments
 from pytest_attn.perf.measure import measure_alone
 
 # The frames between ours and the implementation's lie in these files.
-_CALLERS = tuple(inspect.getfile(item) for item in (judge, judge_property, Implementation))
+_CALLERS = tuple(inspect.getfile(item) for item in (judge, judge_claim, judge_property, Implementation))
 
 
 class Answers:
@@ -64,6 +66,7 @@ class Answers:
         """Judge one case; returns a verdict's ``tensors``, ``broken`` and, as ``frames``, what was raised."""
         found = self._resolve(impl, device)
         verdict = judge(found, Case.from_dict(case), Direction(direction), self._device)
+        self._give_back()
         return {
             "tensors": [dataclasses.asdict(tensor) for tensor in verdict.tensors],
             "broken": verdict.broken,
@@ -83,6 +86,12 @@ class Answers:
             "frames": _frames(verdict.raised),
         }
 
+    def judge_claim(self, impl: str, name: str, case: dict[str, Any], direction: str, device: str) -> dict[str, Any]:
+        """Check one claim; returns a verdict's fields likewise."""
+        found = self._resolve(impl, device)
+        verdict = judge_claim(found, name, Case.from_dict(case), Direction(direction), self._device)
+        return {"broken": verdict.broken, "frames": _frames(verdict.raised)}
+
     def measure(
         self,
         impl: str,
@@ -98,7 +107,14 @@ class Answers:
             torch.set_num_threads(threads)
         instruments = self._instruments_for(rebuild(Contract, contract))
         measured = measure_alone(found, Problem.from_dict(problem), Direction(direction), instruments)
+        self._give_back()
         return {"record": measured.record.to_dict(), "durations": list(measured.durations)}
+
+    def _give_back(self) -> None:
+        """Leave the device's memory to the other children, which have caches of their own."""
+        if self._device.type == "cuda" and devices.lost_device(self._device) is None:
+            gc.collect()
+            torch.cuda.empty_cache()
 
     def _instruments_for(self, contract: Contract) -> Instruments:
         key = self._device, contract

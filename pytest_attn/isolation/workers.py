@@ -13,6 +13,7 @@ from attn_impls.implementation import Implementation
 from attn_impls.problem import Direction, Problem
 from pytest_attn.correctness.budget import TensorVerdict
 from pytest_attn.correctness.case import Case
+from pytest_attn.correctness.claims import ClaimVerdict
 from pytest_attn.correctness.judge import Verdict
 from pytest_attn.correctness.properties import PROPERTIES, PropertyVerdict
 from pytest_attn.isolation.description import IsolatedRegistry, stand_in, unknown_stand_in
@@ -92,6 +93,27 @@ class Workers:
             return None
         found = {key: answer[key] for key in ("ratio", "where", "broken")}
         return dataclasses.replace(verdict, **found, raised=_raised(answer))
+
+    def judge_claim(
+        self, impl: Implementation, name: str, case: Case, direction: Direction, device: torch.device
+    ) -> ClaimVerdict:
+        """Do as :func:`pytest_attn.correctness.claims.judge_claim`, in the child of ``impl``.
+
+        Ends and exceptions are told as by :meth:`judge`.
+        """
+        verdict = ClaimVerdict(impl.name, name, case, direction, str(device))
+        try:
+            answer = self._of(impl).request(
+                "judge_claim",
+                impl=impl.name,
+                name=name,
+                case=case.to_dict(),
+                direction=direction.value,
+                device=str(device),
+            )
+        except Ended as end:
+            return dataclasses.replace(verdict, broken=end.explain(), raised=end.with_traceback(None))
+        return dataclasses.replace(verdict, broken=answer["broken"], raised=_raised(answer))
 
     def measure(
         self,

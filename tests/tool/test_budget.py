@@ -63,7 +63,7 @@ def test_a_scale_one_percent_off_fails(factor: float, direction: Direction, dtyp
     assert not result.ok
     assert result.ratio > (100 if dtype == "fp32" else 1)
     assert result.tensors[0].scale == pytest.approx(factor - 1, rel=0.2)
-    assert "; the softmax scale seems off by " in result.explain()
+    assert "  the softmax scale seems off by " in result.explain()
 
 
 @DTYPES
@@ -101,7 +101,7 @@ def test_one_wrong_row_of_many_fails(value: float, dtype: str) -> None:
     assert out.row_ratio > 1
     assert out.row == (0, 1, 1000)
     assert out.rms_ratio < 1
-    assert "; row [0, 1, 1000] is " in result.explain()
+    assert "  row [0, 1, 1000] is " in result.explain()
 
 
 def spoiled(change: Callable[[torch.Tensor], object]) -> Callable[..., torch.Tensor]:
@@ -147,7 +147,7 @@ def test_the_worst_element_is_named() -> None:
     text = verdict(spoiled(lambda out: put(out, math.nan))).explain()
     assert "mine is wrong on b1-h2-kv2-q33-k33-d16-fp32-causal\n  regime normal, seed 0, fwd, on cpu\n" in text
     assert "WRONG out  error/budget inf (rms inf) at [0, 1, 7, 3]: got nan" in text
-    assert text.endswith("; 1 values are not finite")
+    assert text.endswith("  1 values are not finite")
 
 
 def test_a_small_error_everywhere_fails_by_its_mean() -> None:

@@ -102,7 +102,12 @@ def test_summary_of_accuracy(pytester: pytest.Pytester) -> None:
     result = run(pytester, "--attn-impl", "sdpa-math", "-k", "forward")
     result.assert_outcomes(passed=1, deselected=1)
     result.stdout.fnmatch_lines(["*attention: worst error over budget*"])
-    result.stdout.re_match_lines([r"sdpa-math +0\.\d+ +\d+ cases  b\d+-h.+/\w+/\d+$"])
+    result.stdout.re_match_lines(
+        [
+            r" +element +rms +row +gain +scale +cases +worst at$",
+            r"sdpa-math( +0\.\d\d){5} +\d+ +(out|lse) b\d+-h.+/\w+/\d+$",
+        ]
+    )
 
 
 def test_only_what_is_asked_for_is_run(pytester: pytest.Pytester) -> None:
