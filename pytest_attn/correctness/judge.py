@@ -89,7 +89,7 @@ def _describe(tensor: TensorVerdict) -> str:
         return text
     parts = [
         f"{text} at {_place(tensor.index)}: got {tensor.got:.6g}, want {tensor.want:.6g}, "
-        f"off by {tensor.error:.3g} of {tensor.budget:.3g}"
+        f"off by {tensor.error:.3g}, allowed {tensor.budget:.3g}"
     ]
     if tensor.row_ratio > 1:
         parts.append(f"row {_place(tensor.row)} is {tensor.row_ratio:.3g} times its budget off")
@@ -98,7 +98,7 @@ def _describe(tensor: TensorVerdict) -> str:
         ("the softmax scale", tensor.scale, tensor.scale_budget),
     ):
         if abs(value) > budget:
-            parts.append(f"{what} seems off by {100 * value:+.3g} % of {100 * budget:.3g} %")
+            parts.append(f"{what} seems off by {100 * value:+.3g} %, allowed ±{100 * budget:.3g} %")
     if tensor.nonfinite:
         parts.append(f"{tensor.nonfinite} values are not finite")
     return "\n        ".join(parts)

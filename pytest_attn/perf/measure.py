@@ -33,8 +33,8 @@ from pytest_attn.perf.timers import HostBound, of_the_call
 
 # Their message is the whole reason; of anything else the type is part of it.
 _OURS = (WrongOutput, NotDifferentiable, WrongResult, RanAnother, StrayWork)
-_MOST_TRACED = 10
-_TRACE_S = 0.02
+_MOST_TRACED = 5
+_TRACE_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)

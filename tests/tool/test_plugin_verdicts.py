@@ -78,7 +78,7 @@ def test_a_failure_is_a_few_lines_without_our_frames(
         [
             r"mykernels:off_by_one_percent is wrong on b\d+-h.+$",
             r"  regime \w+, seed \d+, fwd, on cpu$",
-            r"  WRONG out  error/budget .+ at \[.+\]: got .+, want .+, off by .+ of .+$",
+            r"  WRONG out  error/budget .+ at \[.+\]: got .+, want .+, off by .+, allowed .+$",
             r"  repeat: pytest -m correctness --attn-repro '\{\"impl\":\"mykernels:off_by_one_percent\",.+'$",
             r"FAILED .*test_forward\[mykernels:off_by_one_percent\] - mykernels:off_by_one_percent is wrong on ",
         ]
