@@ -11,10 +11,18 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import pytest_attn
-from pytest_attn.commands import doctor, gate, lab5, listing, merge, report
+from pytest_attn.commands import doctor, gate, history, lab5, listing, merge, report
 from pytest_attn.commands.errors import UserError
 
-COMMANDS = {"doctor": doctor, "list": listing, "report": report, "gate": gate, "merge": merge, "lab5": lab5}
+COMMANDS = {
+    "doctor": doctor,
+    "list": listing,
+    "report": report,
+    "gate": gate,
+    "history": history,
+    "merge": merge,
+    "lab5": lab5,
+}
 
 _USAGE, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141  # the latter two as a shell counts a signal: 128 + its number
 

@@ -28,19 +28,24 @@ def read_run(path: Path) -> Run:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write ``data`` to ``path``, wholly or not at all; folders that are missing are made, a file is replaced.
+    """Write ``data`` to ``path`` as :func:`write_text` does."""
+    write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path``, wholly or not at all; folders that are missing are made, a file is replaced.
 
     Raises :class:`UserError` when the path cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():  # a folder, or a device such as /dev/stdout
-            path.write_text(_text(data), encoding="utf-8")
+            path.write_text(text, encoding="utf-8")
             return
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(_text(data))
+                file.write(text)
             # mkstemp makes private files; a result is as readable as any other new file.
             Path(temporary).chmod(0o666 & ~_umask())
             Path(temporary).replace(path)
@@ -49,10 +54,6 @@ def write_json(path: Path, data: Any) -> None:
             raise
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-
-
-def _text(data: Any) -> str:
-    return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
 
 def _umask() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
+from pytest_attn.gate.verdict import Key
 from pytest_attn.perf.record import Record, Run
 
 
@@ -20,10 +21,15 @@ class Cell:
     head_missing: str | None = None
     """Why the head's run did not have this implementation, where it says so."""
 
+    @property
+    def key(self) -> Key:
+        """(implementation, problem id, direction)."""
+        return self.impl, self.problem_id, self.direction
+
 
 def pair(base: Run, head: Run) -> list[Cell]:
     """Return every cell of both runs once, in the order of the base, then what only the head has."""
-    sides: dict[tuple[str, str, str], tuple[list[Record], list[Record]]] = defaultdict(lambda: ([], []))
+    sides: dict[Key, tuple[list[Record], list[Record]]] = defaultdict(lambda: ([], []))
     for side, run in enumerate((base, head)):
         for record in run.records:
             sides[record.key][side].append(record)

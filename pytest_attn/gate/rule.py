@@ -3,13 +3,20 @@
 A median that moved must have moved far enough as a share *and* in seconds *and* clear of the noise of both sides:
 the ranges from the 10th to the 90th percentile must not touch. Rounds of one process are not independent, so a test
 on them (Mann-Whitney, say) would call every drift of the clock a change; the rule asks for a visible gap instead. It
-cannot see what changed between the two processes, which is why a stored run stays the weaker form of the gate.
+cannot see all that changed between the two processes, which is why a stored run stays the weaker form of the gate.
+
+A device that was throttled or shared, or a clock that explains the movement, makes it ``unsure``.
+
+Dividing both sides by what a control, another implementation, took for the same problem in the same run takes out
+what moved both: ``judge(cell, thresholds, control=1.1)`` where the control took 1.1 times as long in the head.
 """
 
 from __future__ import annotations
 
 import math
 
+from pytest_attn.gate.evidence import disturbance, sm_mhz
+from pytest_attn.gate.missing import no_data
 from pytest_attn.gate.pairing import Cell
 from pytest_attn.gate.thresholds import Thresholds
 from pytest_attn.gate.verdict import Outcome, Verdict
@@ -17,15 +24,48 @@ from pytest_attn.perf.record import Record, Time
 from pytest_attn.text import seconds
 
 
-def judge(cell: Cell, thresholds: Thresholds) -> Verdict:
-    """Return the verdict on ``cell``; ``no-data`` unless each side has exactly one record and both are ok."""
-    if unmeasured := _no_data(cell):
+def judge(cell: Cell, thresholds: Thresholds, *, control: float = 1.0, any_contract: bool = False) -> Verdict:
+    """Return the verdict on ``cell``; ``no-data`` unless each side has exactly one record and both are ok.
+
+    Args:
+        cell: both sides.
+        thresholds: of any cell; what they except is looked up.
+        control: head over base of the control, by which the head is divided before it is judged.
+        any_contract: compare records under two contracts as well.
+    """
+    if unmeasured := no_data(cell, any_contract=any_contract):
         return unmeasured
     (base,), (head,) = cell.base, cell.head
     assert base.time_s is not None
     assert head.time_s is not None
-    outcome, code, sentence = _moved(base.time_s, head.time_s, thresholds, thresholds.floor_s(base.contract))
-    return Verdict(*_key(cell), outcome, code, sentence, base.time_s.median, head.time_s.median)
+    limits = thresholds.for_cell(cell.key)
+    time = head.time_s
+    level = Time(time.median / control, time.p10 / control, time.p90 / control, time.n)
+    outcome, code, sentence = _moved(base.time_s, level, limits, limits.floor_s(base.contract))
+    if outcome in (Outcome.SLOWER, Outcome.FASTER) and (doubt := _doubt(base, head, control, limits)):
+        outcome, (code, why) = Outcome.UNSURE, doubt
+        sentence = f"{sentence}, but {why}"
+    return Verdict(*cell.key, outcome, code, sentence, base.time_s.median, level.median)
+
+
+def _doubt(base: Record, head: Record, control: float, thresholds: Thresholds) -> tuple[str, str] | None:
+    """Return code and words of what else may explain a movement: a held back or shared device, another clock."""
+    for side, record in (("base", base), ("head", head)):
+        if code := disturbance(record):
+            return code, f"the {side}'s device was {'throttled' if code == 'throttle' else 'shared'}"
+    before, after = sm_mhz(base), sm_mhz(head)
+    # A control was timed under the same clock, so that dividing by it has taken the clock out.
+    if control != 1.0 or before is None or after is None:
+        return None
+    assert base.time_s is not None
+    assert head.time_s is not None
+    clock, ratio = after / before, head.time_s.median / base.time_s.median
+    cycles = ratio * clock
+    if abs(math.log(clock)) <= math.log1p(thresholds.clock):
+        return None
+    if abs(math.log(cycles)) > math.log1p(thresholds.relative) and (cycles > 1) is (ratio > 1):
+        return None
+    return "clock", f"the head's SM clock was {100 * (clock - 1):+.1f} %"
 
 
 def _moved(base: Time, head: Time, thresholds: Thresholds, floor_s: float) -> tuple[Outcome, str, str]:
@@ -43,50 +83,3 @@ def _moved(base: Time, head: Time, thresholds: Thresholds, floor_s: float) -> tu
         return Outcome.UNSURE, "overlap", f"moved more than {share}, but p10-p90 overlap: {ranges}"
     outcome = Outcome.SLOWER if ratio > 1 else Outcome.FASTER
     return outcome, "clear", f"moved more than {share}, and p10-p90 are apart"
-
-
-def _no_data(cell: Cell) -> Verdict | None:
-    """Return the verdict on a cell that cannot be compared, or ``None`` when it can."""
-    base, head = _only(cell.base), _only(cell.head)
-    base_ok, head_ok = (any(record.status == "ok" for record in side) for side in (cell.base, cell.head))
-    lost = base_ok and not head_ok
-    if len(cell.base) > 1 or len(cell.head) > 1:
-        side = "base" if len(cell.base) > 1 else "head"
-        return _none(cell, "twice", f"the {side} has more than one record of this cell", lost)
-    if base is None:
-        return _none(cell, "new", "the base does not have this cell")
-    if head is None:
-        why = f": {cell.impl} was not there, {cell.head_missing}" if cell.head_missing else ""
-        return _none(cell, "gone", f"the head does not have this cell{why}", lost)
-    if not base_ok and not head_ok:
-        code = f"both-{base.status}" if base.status == head.status else "both-none"
-        return _none(cell, code, f"base: {_said(base)}; head: {_said(head)}")
-    if not head_ok:
-        return _none(cell, f"head-{head.status}", f"the base measured it, the head did not: {_said(head)}", lost)
-    if not base_ok:
-        return _none(cell, f"base-{base.status}", f"the head measured it, the base did not: {_said(base)}")
-    if base.contract != head.contract:
-        return _none(cell, "contract", f"measured under {base.contract} and under {head.contract}")
-    return None
-
-
-def _none(cell: Cell, code: str, sentence: str, lost: bool = False) -> Verdict:
-    base, head = _median(_only(cell.base)), _median(_only(cell.head))
-    return Verdict(*_key(cell), Outcome.NO_DATA, code, sentence, base, head, lost)
-
-
-def _key(cell: Cell) -> tuple[str, str, str]:
-    return cell.impl, cell.problem_id, cell.direction
-
-
-def _only(records: tuple[Record, ...]) -> Record | None:
-    return records[0] if len(records) == 1 else None
-
-
-def _median(record: Record | None) -> float | None:
-    """Return the median of a record whose number may be compared."""
-    return record.time_s.median if record is not None and record.status == "ok" and record.time_s else None
-
-
-def _said(record: Record) -> str:
-    return f"{record.status}, {record.reason}" if record.reason else record.status

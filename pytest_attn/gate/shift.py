@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from pytest_attn.gate.thresholds import Thresholds
-from pytest_attn.gate.verdict import Verdict
+from pytest_attn.gate.verdict import TIME, Verdict
 
 _FEWEST_CELLS = 6
 
@@ -19,7 +19,7 @@ def common_shift(verdicts: Sequence[Verdict], thresholds: Thresholds = Threshold
     """
     ratios: dict[str, list[float]] = {}
     for verdict in verdicts:
-        if verdict.ratio is not None:
+        if verdict.metric == TIME and verdict.ratio is not None:
             ratios.setdefault(verdict.impl, []).append(verdict.ratio)
     everything = [ratio for each in ratios.values() for ratio in each]
     if len(ratios) < 2 or len(everything) < _FEWEST_CELLS:

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_attn.gate.comparable import changes
+from pytest_attn.gate.shown import change, quantity
+from pytest_attn.gate.shown import summary as summary
 from pytest_attn.gate.verdict import Outcome, Verdict
 from pytest_attn.perf.record import Run
-from pytest_attn.text import count, paint, printable, seconds, table
+from pytest_attn.text import paint, printable, table
 
-_HEADER = ("verdict", "implementation", "problem", "direction", "base", "head", "change", "why")
+_HEADER = ("verdict", "implementation", "problem", "direction", "metric", "base", "head", "change", "why")
 _COLOURS = {Outcome.SLOWER: "red", Outcome.UNSURE: "yellow", Outcome.FASTER: "green"}
 
 
@@ -20,10 +22,10 @@ def render(verdicts: Sequence[Verdict], *, verbose: bool = False, colour: bool =
 
     Those are ``same`` and the cells that neither side could measure.
     """
-    shown = [verdict for verdict in verdicts if verbose or not _quiet(verdict)]
+    shown = [verdict for verdict in verdicts if verbose or not verdict.quiet]
     lines = []
     if shown:
-        head, *rows = table(_HEADER, [_row(verdict) for verdict in shown], right=(4, 5, 6))
+        head, *rows = table(_HEADER, [_row(verdict) for verdict in shown], right=(5, 6, 7))
         lines = [paint(head, "bold", colour)]
         for verdict, row in zip(shown, rows, strict=True):
             name = _COLOURS.get(verdict.outcome, "red" if verdict.lost else None)
@@ -36,21 +38,16 @@ def render(verdicts: Sequence[Verdict], *, verbose: bool = False, colour: bool =
     return lines
 
 
-def summary(verdicts: Sequence[Verdict], code: int) -> str:
-    """Return the last line: how many of each, and what the gate says."""
-    tally = Counter(verdict.outcome for verdict in verdicts)
-    parts = [f"{tally[outcome]} {outcome.value}" for outcome in Outcome if tally[outcome] or outcome is Outcome.SLOWER]
-    lost = sum(verdict.lost for verdict in verdicts)
-    if lost:
-        parts.append(f"{lost} LOST (measured in base, not in head)")
-    return f"attn gate: {count(len(verdicts), 'cell')}: {', '.join(parts)}: {'FAIL' if code else 'ok'}"
-
-
-def notes(base: Run, head: Run, shift: float | None = None) -> list[str]:
-    """Return what may explain a difference: changed versions, a common shift; and what stored runs cannot show."""
-    lines = [
-        "note: stored runs are the weaker form of a gate; they cannot tell a change of the code from one of the machine"
-    ]
+def notes(base: Run, head: Run, shift: float | None = None, *, stored: bool = True) -> list[str]:
+    """Return what may explain a difference: changed versions, a common shift; of stored runs what they cannot show."""
+    lines = []
+    if stored:
+        lines.append(
+            "note: stored runs are the weaker form of a gate; "
+            "they cannot tell a change of the code from one of the machine"
+        )
+    if machine := changes(base.machine, head.machine):
+        lines.append(f"note: the machine differs: {'; '.join(machine)}")
     if environment := changes(base.environment, head.environment):
         lines.append(f"note: the environment differs: {'; '.join(environment)}")
     if versions := changes(_versions(base.implementations), _versions(head.implementations)):
@@ -64,12 +61,6 @@ def _versions(implementations: Mapping[str, Any]) -> dict[str, Any]:
     return {name: known.get("version") for name, known in implementations.items() if isinstance(known, dict)}
 
 
-def _quiet(verdict: Verdict) -> bool:
-    return verdict.outcome is Outcome.SAME or verdict.code.startswith("both-")
-
-
 def _row(verdict: Verdict) -> tuple[str, ...]:
-    outcome = "LOST" if verdict.lost else verdict.outcome.value
-    change = "" if verdict.ratio is None else f"{100 * (verdict.ratio - 1):+.1f} %"
-    times = ("-" if value is None else seconds(value) for value in (verdict.base_s, verdict.head_s))
-    return (outcome, verdict.impl, verdict.problem_id, verdict.direction, *times, change, verdict.sentence)
+    values = (quantity(verdict.metric, value) for value in (verdict.base, verdict.head))
+    return (verdict.word, *verdict.key, verdict.metric, *values, change(verdict), verdict.sentence)

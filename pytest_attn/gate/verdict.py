@@ -1,15 +1,21 @@
-"""The words of the gate: five outcomes, and a verdict on one cell."""
+"""The words of the gate: five outcomes, and a verdict on one metric of one cell."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+TIME = "time"
+
+Key = tuple[str, str, str]
+"""(implementation, problem id, direction): :attr:`pytest_attn.perf.record.Record.key`."""
+
 
 class Outcome(StrEnum):
-    """What is said of a cell. Only ``slower`` fails a gate."""
+    """What is said of a cell. Only ``slower`` fails a gate; of a metric in bytes it says that it grew."""
 
     SLOWER = "slower"
     UNSURE = "unsure"
@@ -20,20 +26,27 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is said of one (implementation, problem, direction).
+    """What is said of one metric of one (implementation, problem, direction).
 
     Attributes:
         impl: the implementation's name.
         problem_id: :attr:`attn_impls.Problem.id`.
         direction: ``fwd``, ``bwd`` or ``fwd_bwd``.
         outcome: one of five.
-        code: the reason in one word, for programs: ``clear``, ``within``, ``floor``, ``overlap``, ``few-rounds``;
-            for ``no-data``: ``gone``, ``new``, ``twice``, ``contract``, or ``head-``, ``base-`` or ``both-`` with the
-            status (``head-oom``); ``both-none`` when the two sides have different ones.
+        code: the reason in one word, for programs. A change or none, of pairs: ``paired``, ``confirmed`` (by fresh
+            pairs), ``within`` (the share), ``floor``; of stored runs: ``clear``, ``within``, ``floor``; of exact
+            metrics: ``grew``, ``shrank``, ``changed``, ``within``. Unsure: ``inconsistent``, ``clock``, ``throttle``,
+            ``shared``, ``few-pairs``, ``unconfirmed``, ``not-again`` (could not be measured again), ``overlap``,
+            ``few-rounds``, ``varies``, and ``grew`` or ``changed`` where that is a warning. No data: ``gone``,
+            ``new``, ``twice``, ``contract``, ``no-control``, ``head-none``, or ``head-``, ``base-`` or ``both-`` with
+            the status (``head-oom``); ``both-none`` when the two sides have different ones.
         sentence: the reason in words.
-        base_s: median of the base in seconds, ``None`` where it has none.
-        head_s: median of the head in seconds, likewise.
+        base: what the base has, in seconds for ``time``, otherwise in the metric's own unit; over several processes
+            the median. ``None`` where it has nothing, or nothing that is a number.
+        head: what the head has, likewise.
         lost: the base measured it and the head did not: a regression of another kind, to be shown loudly.
+        metric: ``time`` or one of :data:`pytest_attn.gate.exact.METRICS`.
+        ratios: head over base of each pair that was used, in the order they were taken; empty for stored runs.
     """
 
     impl: str
@@ -42,22 +55,44 @@ class Verdict:
     outcome: Outcome
     code: str
     sentence: str
-    base_s: float | None = None
-    head_s: float | None = None
+    base: float | None = None
+    head: float | None = None
     lost: bool = False
+    metric: str = TIME
+    ratios: tuple[float, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        """The cell that this is about."""
+        return self.impl, self.problem_id, self.direction
 
     @property
     def ratio(self) -> float | None:
-        """Head over base: 1.05 is five percent more time. ``None`` where a side has no time."""
-        return None if self.base_s is None or self.head_s is None else self.head_s / self.base_s
+        """Head over base, of pairs the median: 1.05 is five percent more. ``None`` where a side has no number."""
+        if self.ratios:
+            return math.exp(statistics.median(map(math.log, self.ratios)))
+        return None if self.base is None or self.head is None or self.base <= 0 else self.head / self.base
 
     @property
-    def badness(self) -> tuple[int, float, str, str, str]:
+    def word(self) -> str:
+        """The outcome as a person reads it: ``LOST``, and ``more`` and ``less`` for what is no time."""
+        if self.lost:
+            return "LOST"
+        words = {Outcome.SLOWER: "more", Outcome.FASTER: "less"} if self.metric != TIME else {}
+        return words.get(self.outcome, self.outcome.value)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether it needs no one's attention: the same, or measured by neither side."""
+        return self.outcome is Outcome.SAME or self.code.startswith("both-")
+
+    @property
+    def badness(self) -> tuple[int, float, str, str, str, str]:
         """A key that sorts the worst first: slower, lost, unsure, other no-data, faster, same; then by movement."""
         rank = 1 if self.lost else _RANK[self.outcome]
-        moved = 0.0 if self.ratio is None else math.log(self.ratio)
+        moved = 0.0 if not self.ratio else math.log(self.ratio)
         by_movement = -abs(moved) if self.outcome is Outcome.UNSURE else -moved
-        return rank, by_movement, self.impl, self.problem_id, self.direction
+        return rank, by_movement, *self.key, self.metric
 
     def to_dict(self) -> dict[str, Any]:
         """Return the verdict as plain JSON values."""
@@ -65,12 +100,14 @@ class Verdict:
             "impl": self.impl,
             "problem_id": self.problem_id,
             "direction": self.direction,
+            "metric": self.metric,
             "verdict": self.outcome.value,
             "code": self.code,
             "sentence": self.sentence,
-            "base_s": self.base_s,
-            "head_s": self.head_s,
+            "base": self.base,
+            "head": self.head,
             "ratio": self.ratio,
+            "ratios": list(self.ratios),
             "lost": self.lost,
         }
 

@@ -40,7 +40,7 @@ def test_help(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], "attn: the following arguments are required: COMMAND"),
         (["bogus"], "attn: argument COMMAND: invalid choice: 'bogus'"),
-        (["gate", "one.json"], "attn gate: the following arguments are required: HEAD.json"),
+        (["gate", "compare", "one.json"], "attn gate compare: the following arguments are required: HEAD.json"),
         (["report"], "attn report: the following arguments are required: RUN.json"),
         (["list", "--device", "tpu"], "attn list: argument --device: invalid choice: 'tpu'"),
         (["list", "--grid", "smoke", "--grids"], "attn list: argument --grids: not allowed with"),
@@ -63,7 +63,7 @@ def test_importing_the_command_is_light() -> None:
 
 def test_the_gate_and_the_grids_need_no_torch(tmp_path: Path) -> None:
     run = str(write_run(tmp_path / "run.json", run_of(record(1e-3))))
-    for argv in (["gate", run, run], ["list", "--grids"], ["list", "--grid", "smoke"]):
+    for argv in (["gate", "compare", run, run], ["list", "--grids"], ["list", "--grid", "smoke"]):
         done = run_python(
             f"import sys; sys.modules['torch'] = None\nfrom pytest_attn.cli import main\nsys.exit(main({argv}))"
         )
@@ -75,7 +75,7 @@ def test_ctrl_c_is_130_without_a_traceback(monkeypatch: pytest.MonkeyPatch, caps
         raise KeyboardInterrupt
 
     monkeypatch.setattr(gate, "run", interrupt)
-    assert main(["gate", "a", "b"]) == 130
+    assert main(["gate", "compare", "a", "b"]) == 130
     assert capsys.readouterr().err == "attn gate: interrupted\n"
 
 
@@ -106,7 +106,9 @@ def test_a_reader_that_leaves_is_no_error(argv: list[str]) -> None:
 
 def test_an_encoding_without_the_character_is_no_crash(tmp_path: Path) -> None:
     old, new = (write_run(tmp_path / f"{t}.json", run_of(record(t, impl="größer"))) for t in (1, 2))
-    code = f"import sys\nfrom pytest_attn.cli import main\nsys.exit(main(['gate', {str(old)!r}, {str(new)!r}]))"
+    code = (
+        f"import sys\nfrom pytest_attn.cli import main\nsys.exit(main(['gate', 'compare', {str(old)!r}, {str(new)!r}]))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""``attn gate``: exit codes, what it prints, what it refuses."""
+"""``attn gate compare``: exit codes, what it prints, what it refuses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SLOWER = run_of(record(2e-3), record(1e-3, problem=LARGE))
 
 def gate(folder: Path, base: Run, head: Run, *options: str) -> int:
     files = (write_run(folder / f"{name}.json", run) for name, run in (("base", base), ("head", head)))
-    return main(["gate", *map(str, files), *options])
+    return main(["gate", "compare", *map(str, files), *options])
 
 
 def test_the_same_passes_and_is_a_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,7 +152,7 @@ def test_an_unusable_file_is_one_sentence_and_code_2(
         files[side].unlink()
     else:
         files[side].write_text(text)
-    assert main(["gate", str(files["base"]), str(files["head"])]) == 2
+    assert main(["gate", "compare", str(files["base"]), str(files["head"])]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
@@ -163,7 +163,7 @@ def test_an_unusable_file_is_one_sentence_and_code_2(
 
 def test_a_file_that_is_not_text_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.json").write_bytes(b"\xff\xfe\x00")
-    assert main(["gate", str(tmp_path / "x.json"), str(tmp_path / "x.json")]) == 2
+    assert main(["gate", "compare", str(tmp_path / "x.json"), str(tmp_path / "x.json")]) == 2
     assert "is not JSON" in capsys.readouterr().err
 
 
@@ -196,7 +196,7 @@ def test_a_bad_threshold_is_code_2(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_benchmarks_of_others_in_the_file_are_left_alone(tmp_path: Path) -> None:
     write_run(tmp_path / "run.json", BASE, noise=[{"name": "test_other", "extra_info": {}}])
-    assert main(["gate", str(tmp_path / "run.json"), str(tmp_path / "run.json")]) == 0
+    assert main(["gate", "compare", str(tmp_path / "run.json"), str(tmp_path / "run.json")]) == 0
 
 
 class _Terminal(io.StringIO):

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from attn_impls.problem import Direction, Problem
-from pytest_attn.gate import NotComparable, Outcome, Thresholds, Verdict, common_shift, compare, exit_code
+from pytest_attn.gate import STORED, NotComparable, Outcome, Thresholds, Verdict, common_shift, compare, exit_code
 from pytest_attn.gate.thresholds import parse_relative
 from pytest_attn.perf.record import Record
 from tests.tool.gate_runs import LARGE, MACHINE, SMALL, record, run_of
@@ -19,7 +19,7 @@ MS = 1e-3
 US = 1e-6
 
 
-def judge(base: Record, head: Record, thresholds: Thresholds = Thresholds()) -> Verdict:
+def judge(base: Record, head: Record, thresholds: Thresholds = STORED) -> Verdict:
     (verdict,) = compare(run_of(base), run_of(head), thresholds)
     return verdict
 
@@ -42,8 +42,8 @@ def judge(base: Record, head: Record, thresholds: Thresholds = Thresholds()) -> 
 def test_a_clean_move_is_judged_by_share_and_floor(base: float, head: float, outcome: str, code: str) -> None:
     verdict = judge(record(base), record(head))
     assert (verdict.outcome, verdict.code) == (outcome, code)
-    assert verdict.base_s == base
-    assert verdict.head_s == head
+    assert verdict.base == base
+    assert verdict.head == head
     assert verdict.ratio == pytest.approx(head / base)
 
 
@@ -93,15 +93,15 @@ def test_a_cell_that_the_head_cannot_measure_any_more_is_lost(status: str) -> No
     assert common.outcome is Outcome.SLOWER
     assert (lost.outcome, lost.code, lost.lost) == (Outcome.NO_DATA, f"head-{status}", True)
     assert "asked for 3 GiB" in lost.sentence
-    assert lost.base_s == 1 * MS
-    assert lost.head_s is None
+    assert lost.base == 1 * MS
+    assert lost.head is None
 
 
 def test_a_time_whose_status_is_not_ok_is_not_compared() -> None:
     keep = record(1 * MS, problem=LARGE)
     verdicts = compare(run_of(record(1 * MS), keep), run_of(record(9 * MS, status="noisy"), keep))
     assert {v.code for v in verdicts} == {"head-noisy", "within"}
-    assert verdicts[0].head_s is None
+    assert verdicts[0].head is None
 
 
 def test_vanished_and_new_cells_are_no_data_and_only_the_vanished_is_lost() -> None:
@@ -233,12 +233,14 @@ def test_a_verdict_has_a_json_form() -> None:
         "impl": "naive",
         "problem_id": SMALL.id,
         "direction": "fwd",
+        "metric": "time",
         "verdict": "slower",
         "code": "clear",
         "sentence": "moved more than 5 %, and p10-p90 are apart",
-        "base_s": 1 * MS,
-        "head_s": 2 * MS,
+        "base": 1 * MS,
+        "head": 2 * MS,
         "ratio": 2.0,
+        "ratios": [],
         "lost": False,
     }
 

@@ -103,7 +103,7 @@ def test_measured_shards_make_one_run(pytester: pytest.Pytester, folder: Path) -
     )
     assert compare.returncode == 0, compare.stderr
     assert (compare.stdout + compare.stderr).count(": 1 tests") == 5
-    assert main(["gate", str(folder / "all.json"), str(folder / "all.json")]) == 0
+    assert main(["gate", "compare", str(folder / "all.json"), str(folder / "all.json")]) == 0
 
 
 def merge(folder: Path, *parts: Run, allow: str | None = None) -> int:
