@@ -331,6 +331,8 @@ def test_a_planted_slowdown_turns_ci_red(
     monkeypatch.chdir(repo)
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    # One thread: on a machine with other work, an OpenMP barrier takes longer than what is planted.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     kernels = ["--attn-impl", "mykernels:mine", "--attn-impl", "mykernels:steady"]
     arguments = ["--base", "main", "--pairs", "2", "--out", str(tmp_path / "out")]
     measured = ["tests", *kernels, "--attn-grid", "tiny.toml", "--attn-direction", "fwd", "--attn-device", "cpu"]
