@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from attn_impls.grids import load_grid
 from pytest_attn.perf.measure import Measured
 from pytest_attn.perf.record import Memory, Record, Time
 from pytest_attn.session import AttnSession, attn_session
-from tests.tool.nested import lay_out
+from tests.tool.nested import ROOT, lay_out
 
 pytest_plugins = ["pytester"]
 
@@ -136,7 +137,7 @@ class OneTestManyRecords:
 def test_writing_ten_thousand_records(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_fill(fill):\n    pass\n")
     Path("ten_thousand.toml").write_text(TEN_THOUSAND)
-    Path("conftest.py").write_text("pytest_plugins = ['pytest_attn.plugin']\n")
+    shutil.copy(ROOT / "conftest.py", pytester.path)
     watch = Stopwatch()
     arguments = ("-p", "no:cacheprovider", "-q", *TWO, "--attn-grid=ten_thousand.toml", "--benchmark-json=run.json")
     result = pytester.inline_run(*arguments, plugins=[watch, OneTestManyRecords()])
