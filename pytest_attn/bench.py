@@ -9,6 +9,7 @@ import pytest
 
 from attn_impls.implementation import Implementation, Unavailable
 from attn_impls.problem import Direction, Problem
+from pytest_attn import options
 from pytest_attn.fixtures import unavailable
 from pytest_attn.perf.measure import Measured
 from pytest_attn.perf.record import Record
@@ -36,6 +37,8 @@ class AttnBench:
         session = self._session
         # Marks the stock fixture as used: it warns about one that recorded nothing.
         self._benchmark._mode = "attn_bench"
+        if hasattr(session.config, "workerinput"):  # of pytest-xdist, whatever option started it: results would be lost
+            pytest.fail(options.NO_WORKERS, pytrace=False)
         outcome = session.outcome(impl, problem, direction)
         if isinstance(outcome, Unavailable):
             unavailable(session, impl, outcome)

@@ -71,19 +71,11 @@ def arrange(config: pytest.Config, items: list[pytest.Item]) -> None:
         for item in items
     ]
     items[:] = [items[i] for i in sorted(range(len(items)), key=order.__getitem__)]
-    _refuse_workers(config, session, items)
     session.cells = [
         (params["attn_impl"], params["attn_problem"], params["attn_direction"])
         for item in items
         if (params := cell(item)) is not None
     ]
-
-
-def _refuse_workers(config: pytest.Config, session: AttnSession, items: list[pytest.Item]) -> None:
-    """Refuse to time in a worker of pytest-xdist, whatever options brought it there: its results would be lost."""
-    if hasattr(config, "workerinput") and any(map(cell, items)):
-        session.cells = []
-        raise pytest.UsageError(options.NO_WORKERS)
 
 
 def cell(item: pytest.Item) -> dict[str, str] | None:

@@ -327,7 +327,7 @@ def test_rounds_take_turns_and_land_in_each_tests_own_row(pytester: pytest.Pytes
     checked, turns = calls(folder)[:4], calls(folder)[4:]
     assert checked == "aabb"
     runs = [match.group() for match in re.finditer(r"a+|b+", turns)]
-    assert len(runs) >= 6, f"no turns were taken: {calls(folder)}"
+    assert len(runs) >= 5, f"no turns were taken: {calls(folder)}"
     medians = {record.impl: record.time_s.median for record in load_run(folder / "run.json").records if record.time_s}
     assert set(medians) == {"logged:a", "logged:b"}
     assert 0.011 <= medians["logged:a"] < medians["logged:b"]

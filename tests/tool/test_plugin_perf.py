@@ -21,6 +21,14 @@ jsonschema = pytest.importorskip("jsonschema")
 
 pytest_plugins = ["pytester"]
 
+
+def test_workers_of_xdist_do_not_time_whatever_started_them(pytester: pytest.Pytester) -> None:
+    lay_out(pytester, "perf")
+    found = pytester.runpytest_subprocess("-m", "", "-n", "1", "--attn-impl", "naive", "--attn-grid", "tiny.toml")
+    assert found.ret == 1
+    found.stdout.fnmatch_lines(["*leave -n out*--attn-shard i/n*"])
+
+
 SCHEMA = json.loads(Path(record_module.__file__).with_name("record.schema.json").read_text())
 FULL, CAUSAL = "b1-h2-kv2-q16-k16-d8-fp32-full", "b1-h2-kv2-q16-k16-d8-fp32-causal"
 
