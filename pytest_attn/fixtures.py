@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from pytest_attn.bench import AttnBench
     from pytest_attn.correctness.case import Case
 
+# Cases without a verdict, of a property that no case had one of, after which it is taken for one that cannot be asked.
+_MOST_DROPPED = 100
 Check = Callable[["Case", Direction], None]
 
 
@@ -91,13 +94,16 @@ def attn_check(request: pytest.FixtureRequest, attn_impl: Implementation) -> Che
 def attn_property_check(request: pytest.FixtureRequest, attn_impl: Implementation) -> Callable[[str, Case], None]:
     """Checks a metamorphic property of the implementation on a case and fails, with the command that repeats it.
 
-    A case for which the property needs a problem outside the capabilities is dropped as hypothesis's ``assume`` does.
+    A case for which the property needs a problem outside the capabilities is dropped as hypothesis's ``assume`` does,
+    and the test is skipped where the first cases all are such: hypothesis would call that an error.
     """
     from hypothesis import assume
 
     from pytest_attn.correctness.properties import judge_property
 
     session = attn_session(request.config)
+    judged_once: set[tuple[str, str]] = set()
+    dropped: Counter[tuple[str, str]] = Counter()
 
     def check(name: str, case: Case) -> None:
         __tracebackhide__ = True
@@ -108,6 +114,13 @@ def attn_property_check(request: pytest.FixtureRequest, attn_impl: Implementatio
             verdict = judged(attn_impl, name, case, session.device)
         except Unavailable as error:
             unavailable(session, attn_impl, error)
+        test = (attn_impl.name, name)
+        if verdict is None:
+            dropped[test] += 1
+            if test not in judged_once and dropped[test] >= _MOST_DROPPED:
+                pytest.skip("every case needs a call outside the capabilities")
+        else:
+            judged_once.add(test)
         assume(verdict is not None)
         if verdict is not None and not verdict.ok:
             command = repeat_command(request.config, attn_impl, verdict.case, Direction.FWD, property=name)

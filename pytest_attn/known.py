@@ -57,7 +57,7 @@ def mark(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
     With ``--attn-repro`` nothing is marked: who repeats a case wants to see what it does.
 
     Raises ``pytest.UsageError`` for a line that matches none of them, unless the command line left out tests that it
-    may be about: it names single tests, or by ``--attn-impl`` not the implementation of the line.
+    may be about: it names single tests or other files, or by ``--attn-impl`` not the implementation of the line.
     """
     if options.repro(config) is not None:
         return
@@ -103,12 +103,15 @@ def _lines(config: pytest.Config, option: str) -> list[Line]:
 
 def _left_out(config: pytest.Config, line: Line, named: Sequence[tuple[pytest.Item, set[str]]]) -> bool:
     """Tell whether a test that ``line`` matches may exist, only that this run was asked not to collect it."""
-    if any("::" in argument for argument in config.args):
+    if any("::" in argument for argument in config.args) or _of_another_file(config, line, named):
         return True
     session = existing_session(config)
     if session is None:
         return False
-    others = set(session.registry) - set(session.selected)
+    # ``module:function`` is in the registry only where it is selected.
+    stranger = re.search(r"\[(?:.*-)?(\w[\w.]*:\w+)", line.prefix)
+    others = set(session.registry) | ({stranger[1]} if stranger else set())
+    others -= set(session.selected)
     for item, ids in named:
         selected: str | None = getattr(getattr(item, "callspec", None), "params", {}).get("attn_impl")
         if selected is None:
@@ -116,6 +119,19 @@ def _left_out(config: pytest.Config, line: Line, named: Sequence[tuple[pytest.It
         if any(_renamed(name, selected, other).startswith(line.prefix) for other in others for name in ids):
             return True
     return False
+
+
+def _of_another_file(config: pytest.Config, line: Line, named: Sequence[tuple[pytest.Item, set[str]]]) -> bool:
+    """Tell whether the line's file exists and lies outside of the paths that were given."""
+    file = line.prefix.partition("::")[0]
+    here = config.invocation_params.dir
+    found = {(base / file).resolve() for base in (here, config.rootpath, Path(__file__).parent / "suite")}
+    given = [(here / argument).resolve() for argument in config.args]
+    collected = {item.path.resolve() for item, _ in named}
+    return any(
+        path.is_file() and path not in collected and not any(path.is_relative_to(one) for one in given)
+        for path in found
+    )
 
 
 def _renamed(name: str, old: str, new: str) -> str:

@@ -23,6 +23,7 @@ from attn_impls.problem import CAUSAL, FULL, Direction, Problem
 from pytest_attn.correctness.case import Case, Tensors, make_tensors
 from pytest_attn.correctness.fixed import fitted
 from pytest_attn.correctness.judge import Verdict, judge_results, run
+from pytest_attn.correctness.storage import STORAGES
 
 # From what asks the most to what the modest can do. More than one tile, with a ragged tail.
 _PROBLEMS = (
@@ -158,7 +159,7 @@ def _capturable(impl: Implementation, case: Case, direction: Direction, device: 
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         got = run(impl, case.problem, static, direction)
-    fresh = make_tensors(replace(case, seed=case.seed + 4), device)  # of the same storage
+    fresh = make_tensors(replace(case, seed=case.seed + len(STORAGES)), device)  # of the same storage
     for old, new in zip(_all(static), _all(fresh), strict=True):
         old.copy_(new)
     graph.replay()

@@ -12,7 +12,7 @@ from attn_impls.implementation import Capabilities
 from attn_impls.problem import CAUSAL, DTYPE_BYTES, FULL, Direction, Mask, Problem
 from pytest_attn.correctness.case import Case
 
-# The seeds choose the storage as well: 0 dense, 1 cut out, 2 wide rows, 3 packed.
+# The seeds choose the storage as well: 0 dense, 1 cut out, 2 wide rows, 3 packed, 4 to 6 mixed.
 _CASES: dict[str, Case] = {
     "the maximum grows in every tile": Case(Problem(1, 1, 1, 33, 3001, 64, "fp16"), "sorted_keys", 0),
     "the last key outweighs all": Case(Problem(1, 1, 1, 1025, 1025, 16, "fp32", CAUSAL), "outlier_key", 3),
@@ -26,6 +26,11 @@ _CASES: dict[str, Case] = {
     "a window wider than all keys": Case(
         Problem(1, 2, 2, 130, 130, 64, "fp32", Mask("window", 10**6, 10**6)), "normal", 0
     ),
+    "a window without a left end": Case(Problem(1, 2, 2, 97, 129, 64, "bf16", Mask("window", None, 17)), "one_hot", 0),
+    "four query heads to a key head": Case(Problem(1, 4, 1, 512, 512, 128, "fp16", CAUSAL), "normal", 4),
+    "seven query heads to a key head": Case(Problem(1, 7, 1, 384, 1000, 64, "bf16", CAUSAL), "normal", 5),
+    "a training shape in bf16": Case(Problem(1, 1, 1, 1024, 1024, 128, "bf16", CAUSAL), "normal", 0),
+    "a training shape in fp16": Case(Problem(1, 1, 1, 1024, 1024, 64, "fp16", CAUSAL), "normal", 6),
     "top-left alignment": Case(Problem(1, 2, 2, 65, 193, 64, "bf16", Mask("causal_top_left")), "one_hot", 0),
     "one key": Case(Problem(2, 3, 3, 33, 1, 8, "bf16"), "large_logits", 0),
     "an odd head dimension between NaN": Case(Problem(1, 2, 2, 65, 65, 59, "fp16", CAUSAL), "normal", 2),

@@ -21,6 +21,8 @@ from pytest_attn.correctness.storage import storage_of
 
 # Scores that naive, the yardstick, may hold at once: beyond, it runs head by head.
 _MOST_SCORES = 2**28
+# Beyond, an extra call to see whether it spoils an earlier one's results costs too much.
+_MOST_FLOPS_FOR_A_LATER_CALL = 2**25
 # Multiplications of a square matrix of this size on another stream: milliseconds, longer than most kernels here.
 _LOAD_SIZE, _LOAD_TIMES = 2048, 16
 
@@ -112,7 +114,8 @@ def judge(impl: Implementation, case: Case, direction: Direction, device: torch.
     """Run ``impl`` on ``case`` and compare ``out`` and ``lse`` where it returns one; with backward ``dq, dk, dv`` too.
 
     On CUDA it runs while another stream is busy, which makes a race that needs bad luck likelier. Where it claims to be
-    deterministic, a second run must give the same bits.
+    deterministic, a second run must give the same bits. Where the problem is not large, one more forward call, on other
+    values, comes before the backward pass: what earlier calls returned or keep for it must stay as it was.
 
     Whatever the implementation raises is a verdict, not an exception; :class:`attn_impls.Unavailable`, which says
     that it cannot run at all, passes through.
@@ -125,7 +128,9 @@ def judge(impl: Implementation, case: Case, direction: Direction, device: torch.
         warnings.simplefilter("always")
         try:
             with other_stream_busy(device), new_memory_is_nan(device):
-                got = run(impl, case.problem, tensors, direction, with_lse=True)
+                later = case.problem.flops() <= _MOST_FLOPS_FOR_A_LATER_CALL
+                returned = run(impl, case.problem, tensors, direction, with_lse=True, later_call=later)
+            got = _copies(returned)
             if (name := tensors.changed_since(kept)) is not None:
                 raise WrongOutput(f"it changed its input {name}")
             if impl.capabilities.deterministic:
@@ -134,6 +139,7 @@ def judge(impl: Implementation, case: Case, direction: Direction, device: torch.
                     raise WrongOutput(
                         f"it claims to be deterministic, and two runs on the same inputs differ in {name}"
                     )
+                _check_unchanged(returned, got)
         except (Unavailable, NotDifferentiable):
             raise
         except WrongOutput as error:
@@ -192,6 +198,15 @@ def other_stream_busy(device: torch.device) -> Iterator[None]:
         stream.synchronize()
 
 
+def _copies(results: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in results.items()}
+
+
+def _check_unchanged(results: dict[str, torch.Tensor], kept: dict[str, torch.Tensor]) -> None:
+    if (name := _first_difference(kept, results)) is not None:
+        raise WrongOutput(f"a later call changed the result of an earlier one: {name}")
+
+
 def _first_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> str | None:
     """Return the name of the first result whose bits differ; what is not finite is the oracle's to judge."""
     for name, tensor in one.items():
@@ -201,15 +216,22 @@ def _first_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tenso
 
 
 def run(
-    impl: Implementation, problem: Problem, tensors: Tensors, direction: Direction, *, with_lse: bool = False
+    impl: Implementation,
+    problem: Problem,
+    tensors: Tensors,
+    direction: Direction,
+    *,
+    with_lse: bool = False,
+    later_call: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Call ``impl`` and return its results by name: ``out``, and with backward ``dq, dk, dv``.
 
     ``with_lse`` asks an implementation that claims ``returns_lse`` once more, forward, for ``lse`` and the ``out`` that
-    comes with it, named ``out with lse``.
+    comes with it, named ``out with lse``. ``later_call`` calls it once more, with the queries' signs changed, before
+    the backward pass.
 
     Raises:
-        WrongOutput: the output (or a gradient) has the wrong type, shape, dtype or device.
+        WrongOutput: the output (or a gradient) has the wrong type, shape, dtype or device, or a later call changed it.
         NotDifferentiable: a gradient is wanted and the output has none.
     """
     backward = direction is not Direction.FWD
@@ -221,6 +243,12 @@ def run(
         results["out"] = out
         if with_lse and impl.capabilities.returns_lse and not backward:
             results |= _run_with_lse(impl, problem, inputs)
+        if later_call:
+            kept = _copies(results)
+            others = replace(tensors, q=-tensors.q)
+            others = others.requires_grad() if backward else others
+            _later = impl(others.q, others.k, others.v, problem)  # kept alive: its memory is its own
+            _check_unchanged(results, kept)
     if backward:
         if not out.requires_grad:
             raise NotDifferentiable(f"{impl.name} returned an output without a gradient function")

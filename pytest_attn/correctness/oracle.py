@@ -125,7 +125,10 @@ class _Solver:
         # order, makes it twice. So is the rounding of exp's argument, which grows with the distance from the row's
         # maximum, and exp's own.
         size = (scale * (q.abs() @ k.abs().mT)).masked_fill(~mask, 0.0).amax(dim=-1, keepdim=True)
-        logit_noise = _growth(problem.head_dim) * unit32 * size
+        # tanh in use is 1 - 2 / (exp(2x) + 1) or like it: near 0 it is right to a rounding of 1, not of itself. So is
+        # the logit to a rounding of the cap, and the slope 1 - tanh^2 to one of 1, near 0 as well.
+        logit_noise = _growth(problem.head_dim) * unit32 * size + (0.0 if cap is None else 2 * cap * unit32)
+        squashed = 0.0 if cap is None else 4 * unit32
         argument = (logits - lse.unsqueeze(-1)).abs().masked_fill(~mask, 0.0)
         relative = unit + 2 * logit_noise + unit32 * (_EXP_ULP + argument)
         uncertain = (relative * weights + self.underflow).masked_fill(~mask, 0.0)
@@ -151,10 +154,10 @@ class _Solver:
         dlogits = slope * weights * (dout @ v.mT - delta)
         # dP and delta are sums of products of rounded numbers, and their difference may cancel.
         spread = dout.abs() @ v.abs().mT + (dout.abs() * (weights @ v.abs())).sum(dim=-1, keepdim=True)
-        dlogits_noise = (slope * uncertain * spread + self.underflow).masked_fill(~mask, 0.0)
+        dlogits_noise = ((slope * uncertain + squashed * weights) * spread + self.underflow).masked_fill(~mask, 0.0)
         spread_squared = dout.square() @ v.square().mT
         spread_squared += (dout.square() * (weights @ v.square())).sum(dim=-1, keepdim=True)
-        dlogits_squared = slope.square() * uncertain_squared * spread_squared
+        dlogits_squared = (slope.square() * uncertain_squared + (squashed * weights).square()) * spread_squared
         dlogits_squared = (dlogits_squared + self.underflow**2).masked_fill(~mask, 0.0)
         # The error of delta, which comes from the rounded output, moves all keys of a row alike.
         by_delta = slope * weights * (dout.square() * out_scatter.square()).sum(dim=-1, keepdim=True).sqrt()

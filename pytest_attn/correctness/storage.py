@@ -1,7 +1,7 @@
 """How the inputs lie in memory: forms that a view of a larger tensor takes, all with head_dim stride 1.
 
 An implementation sees the same values in each. What lies around and between them is NaN, so that reading one element
-too many shows in the result. The form is one more thing that a seed decides: ``seed % 4``, so that forms meet every
+too many shows in the result. The form is one more thing that a seed decides: ``seed % 7``, so that forms meet every
 regime, and shrinking, which makes seeds small, ends at the plainest one.
 """
 
@@ -55,6 +55,16 @@ def _packed(tensors: Sequence[Tensor], heads: int) -> list[Tensor]:
     return [*([q.contiguous()] if len(joint) == 2 else []), *joint, dout.contiguous()]
 
 
+def _mixed(turn: int) -> Callable[[Sequence[Tensor], int], list[Tensor]]:
+    """Store each in another form than its neighbours: no two of q, k and v have the same strides."""
+    forms = (_dense, _cut_out, _wide_rows)
+
+    def mixed(tensors: Sequence[Tensor], heads: int) -> list[Tensor]:
+        return [forms[(turn + place) % len(forms)]([tensor], heads)[0] for place, tensor in enumerate(tensors)]
+
+    return mixed
+
+
 def _inside(tensor: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
     """Return a view of a larger tensor full of NaN that holds the values of ``tensor``."""
     shape = [sum(sizes) for sizes in zip(before, tensor.shape, after, strict=True)]
@@ -69,5 +79,8 @@ _FORMS: dict[str, Callable[[Sequence[Tensor], int], list[Tensor]]] = {
     "cut_out": _cut_out,
     "wide_rows": _wide_rows,
     "packed": _packed,
+    "mixed_1": _mixed(0),
+    "mixed_2": _mixed(1),
+    "mixed_3": _mixed(2),
 }
 STORAGES = tuple(_FORMS)

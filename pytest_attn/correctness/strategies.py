@@ -24,12 +24,15 @@ _LONGEST = 320
 # A few queries on many keys, or many queries on a few keys.
 _LONG = (511, 512, 513, 1000, 1024, 1025, 2047, 2048, 2049, 4096, 5000)
 _SHORT = (2, 1, 5, 16, 17, 33)
-_HEAD_DIMS = (16, 32, 64, 128, 8, 40, 96, 256, 1, 3, 5, 80, 72, 20, 13, 112, 192)
+_HEAD_DIMS = (16, 32, 64, 128, 64, 128, 8, 40, 96, 256, 1, 3, 5, 80, 72, 20, 13, 112, 192)
 _DTYPES = ("fp32", "bf16", "fp16")
 _SCALES = (0.0625, 0.3, 1.0)
 _SOFTCAPS = (1.0, 20.0)
 # What keeps an example in the milliseconds on two cores.
 _MOST_FLOPS = 2**25
+# On a GPU, room for a head of 2049 queries and keys.
+_MOST_FLOPS_ON_CUDA = 2**31
+_LONG_SQUARES = (511, 512, 513, 1000, 1024, 1025, 2047, 2048, 2049)
 # Where each shape costs seconds of compilation: few problems, each one different in several ways, and many values.
 _FEW_PROBLEMS = (
     Problem(1, 2, 2, 64, 64, 64, "fp32"),
@@ -53,7 +56,7 @@ def cases(capabilities: Capabilities, device_type: str, direction: Direction) ->
     if capabilities.compiles_per_shape and few:
         problems = st.sampled_from(few)
     else:
-        problems = _problems(capabilities).filter(inside)
+        problems = _problems(capabilities, device_type).filter(inside)
     return st.builds(
         Case,
         problem=problems,
@@ -63,12 +66,14 @@ def cases(capabilities: Capabilities, device_type: str, direction: Direction) ->
 
 
 @st.composite
-def _problems(draw: st.DrawFn, capabilities: Capabilities) -> Problem:
-    q_len, kv_len = draw(_lengths(capabilities.rectangular))
+def _problems(draw: st.DrawFn, capabilities: Capabilities, device_type: str) -> Problem:
+    on_cuda = device_type == "cuda"
+    q_len, kv_len = draw(_lengths(capabilities.rectangular, on_cuda))
     # What is drawn first leaves so much for the rest, so that nothing that was drawn is thrown away for its size.
-    left = _MOST_FLOPS // (4 * q_len * kv_len)
+    left = (_MOST_FLOPS_ON_CUDA if on_cuda else _MOST_FLOPS) // (4 * q_len * kv_len)
     head_dims = [d for d in _HEAD_DIMS if d in capabilities.head_dims] or [capabilities.head_dims.low]
-    head_dim = draw(_at_most(head_dims, left))
+    # A single head may cost twice as much, or long sequences would never meet the common head dimensions.
+    head_dim = draw(_at_most(head_dims, 2 * left))
     left //= head_dim
     group = draw(_at_most((1, 2, 3, 4, 8), left)) if capabilities.gqa else 1
     kv_heads = draw(_at_most((1, 2, 3), left // group))
@@ -88,10 +93,10 @@ def _problems(draw: st.DrawFn, capabilities: Capabilities) -> Problem:
     )
 
 
-def _lengths(rectangular: bool) -> SearchStrategy[tuple[int, int]]:
+def _lengths(rectangular: bool, long_squares: bool) -> SearchStrategy[tuple[int, int]]:
     """Draw ``(q_len, kv_len)``."""
     length = st.sampled_from(_EDGES) | st.sampled_from(_OTHER_EDGES) | st.integers(1, _LONGEST)
-    square = length.map(lambda n: (n, n))
+    square = (length | st.sampled_from(_LONG_SQUARES) if long_squares else length).map(lambda n: (n, n))
     if not rectangular:
         return square
     long = st.sampled_from(_LONG) | st.integers(_LONGEST, max(_LONG))
@@ -119,7 +124,8 @@ def _masks(capabilities: Capabilities, kv_len: int) -> SearchStrategy[Mask]:
         return strategy
     # Around the edges of tiles, anywhere, and wider than all keys.
     bound = st.sampled_from((0, 1, 7, *_EDGES[3:], 2 * kv_len)) | st.integers(0, kv_len)
-    windows = st.builds(Mask, st.just("window"), left=bound, right=st.just(0) | bound) | st.builds(
-        Mask, st.just("window"), left=bound, right=st.none()
-    )
+    kind = st.just("window")
+    windows = st.builds(Mask, kind, left=bound, right=st.just(0) | bound)
+    windows |= st.builds(Mask, kind, left=bound, right=st.none())
+    windows |= st.builds(Mask, kind, left=st.none(), right=bound)
     return strategy | windows

@@ -3,8 +3,9 @@
 Every rival gets the same fixed list, :data:`CASES`: the axes of flash-attention's ``test_flash_attn_output``
 (Dao-AILab/flash-attention 2.8, ``tests/test_flash_attn.py``: dtype, multi-head, grouped and multi-query, causal, local,
 softcap, head dimensions, pairs of lengths), thinned from the full product so that each value of each axis and
-each pair of mask and kind of heads occurs. Left out are what our words do not have (ALiBi, dropout), lengths above 1024
-and, of the batch of 4, half, for the time it takes on a CPU. Layout is theirs, ``[batch, seq, heads, head_dim]``.
+each pair of mask and kind of heads occurs. Left out are what our words do not have (ALiBi, dropout), lengths above
+1024, the lengths (1024, 1023), local with causal, all other tests of that suite and, of the batch of 4, half, for the
+time it takes on a CPU. Layout is theirs, ``[batch, seq, heads, head_dim]``.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from attn_impls import Direction, Implementation
 from pytest_attn.correctness.case import Case
+from pytest_attn.correctness.fixed import fixed_cases
 from pytest_attn.correctness.judge import judge
 from pytest_attn.correctness.properties import PROPERTIES, judge_property
 from pytest_attn.correctness.strategies import cases
@@ -40,15 +41,27 @@ class _Found(Exception):
 
 
 def first_failure(impl: Implementation, *, start: int = 0, checks: tuple[str, ...] = ()) -> Caught | None:
-    """Run the checks in the suite's order, ``test_forward``, ``test_gradients``, then each property.
+    """Run ``test_forward``, ``test_gradients``, each property and then the fixed cases, until one fails.
 
-    ``start`` seeds the draws; ``checks`` limits to some of ``forward``, ``gradients`` and the properties' names.
+    ``start`` seeds the draws; ``checks`` limits to some of ``forward``, ``gradients``, the properties' names and
+    ``fixed``, whose count is the place of the case among the fixed ones.
     """
     for name, body, examples in _tests(impl):
         if not checks or name in checks:
             caught = _run(impl, name, body, examples, start)
             if caught is not None:
                 return caught
+    return _fixed(impl) if not checks or "fixed" in checks else None
+
+
+def _fixed(impl: Implementation) -> Caught | None:
+    count = 0
+    for direction in (Direction.FWD, Direction.BWD):
+        for case in fixed_cases(impl.capabilities, "cpu", direction).values():
+            count += 1
+            verdict = judge(impl, case, direction, CPU)
+            if not verdict.ok:
+                return Caught("fixed", count, verdict.explain())
     return None
 
 

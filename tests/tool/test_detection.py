@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +30,11 @@ def test_the_right_kernel_passes() -> None:
 def test_there_are_enough_faults() -> None:
     assert len(FAULTS) >= 32
     assert all(fault.summary.endswith(".") for fault in FAULTS.values())
+
+
+def test_the_committed_table_is_about_these_faults() -> None:
+    table = Path(__file__).parents[2] / "reports" / "detection" / "table.json"
+    assert [row["name"] for row in json.loads(table.read_text()) if row["kind"] == "fault"] == list(FAULTS)
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -116,9 +116,10 @@ def test_two_runs_must_agree_where_determinism_is_claimed() -> None:
 
     def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
         calls.append(q)
-        return exact(q, k, v, problem) * (1 + (len(calls) % 2) * 2**-23)
+        return exact(q, k, v, problem) * (1 + (len(calls) % 3 == 0) * 2**-23)
 
     for direction, name in ((Direction.FWD, "out"), (Direction.BWD, "out")):
+        calls.clear()
         mine = Implementation("mine", attention, Capabilities(deterministic=True))
         broken = judge(mine, Case(PROBLEM), direction, CPU).broken
         assert broken == f"it claims to be deterministic, and two runs on the same inputs differ in {name}"

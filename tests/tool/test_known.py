@@ -83,6 +83,23 @@ def test_a_line_about_tests_that_this_run_leaves_out_is_no_error(
     assert result.ret in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED), said(result)
 
 
+def test_a_line_about_a_file_that_was_not_given_is_no_error(pytester: pytest.Pytester) -> None:
+    lay_out(pytester, "correctness")
+    (pytester.path / "test_other.py").write_text("def test_it(): pass\n")
+    for file, code in (("test_equivalence", pytest.ExitCode.OK), ("test_gone", pytest.ExitCode.USAGE_ERROR)):
+        listed = write(pytester, f"{file}.py::test_gradients\n")
+        result = run(pytester, "test_other.py", "--collect-only", "-q", "--attn-skips", listed)
+        assert result.ret == code, said(result)
+
+
+def test_a_line_about_a_function_that_is_not_selected_is_no_error(pytester: pytest.Pytester) -> None:
+    lay_out(pytester, "correctness")
+    for test, code in (("gradients", pytest.ExitCode.OK), ("gradient", pytest.ExitCode.USAGE_ERROR)):
+        listed = write(pytester, f"test_equivalence.py::test_{test}[{WRONG}]\n")
+        result = run(pytester, "--collect-only", "-q", "--attn-impl", "naive", "--attn-skips", listed)
+        assert result.ret == code, said(result)
+
+
 def test_an_unknown_implementation_is_an_error_where_others_are_left_out(pytester: pytest.Pytester) -> None:
     lay_out(pytester, "correctness")
     listed = write(pytester, "test_equivalence.py::test_gradients[naiv]\n")

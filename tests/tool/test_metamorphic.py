@@ -81,6 +81,29 @@ def test_a_call_outside_the_capabilities_is_no_verdict() -> None:
     assert PROPERTIES["permuted_keys"].never(modest.capabilities) is None
 
 
+DECLARED = """
+from attn_impls import Capabilities
+from attn_impls.naive import naive
+
+def one_head(q, k, v, problem):
+    return naive.fn(q, k, v, problem)
+
+one_head.capabilities = Capabilities(
+    gqa=True, also=lambda problem, device: None if problem.kv_heads == 1 else "takes one key head"
+)
+"""
+
+
+def test_a_property_that_can_never_be_asked_is_skipped(pytester: pytest.Pytester) -> None:
+    lay_out(pytester, "correctness")
+    text = (ROOT / "tests" / "correctness" / "test_properties.py").read_text()
+    (pytester.path / "test_properties.py").write_text(text)
+    (pytester.path / "declared.py").write_text(DECLARED)
+    result = run(pytester, "--attn-impl", "declared:one_head", "-k", "repeated_heads", "-rs")
+    result.assert_outcomes(skipped=1, deselected=10)
+    result.stdout.fnmatch_lines(["SKIPPED*every case needs a call outside the capabilities"])
+
+
 KERNELS = """
 import torch
 from mykernels import right

@@ -149,7 +149,10 @@ def float32_attention(problem: Problem, tensors: Tensors) -> dict[str, torch.Ten
     half = problem.kv_len // 2
     maximum, total, out = torch.tensor(-1e30), torch.tensor(0.0), torch.tensor(0.0)
     for tile in (slice(0, half), slice(half, None)):
-        scores = (q @ k[:, :, tile].mT * problem.softmax_scale).masked_fill(~mask[:, tile], -torch.inf)
+        scores = q @ k[:, :, tile].mT * problem.softmax_scale
+        if problem.softcap is not None:  # as kernels compute tanh
+            scores = problem.softcap * (1 - 2 / (torch.exp(2 * scores / problem.softcap) + 1))
+        scores = scores.masked_fill(~mask[:, tile], -torch.inf)
         larger = torch.maximum(maximum, scores.detach().amax(-1, keepdim=True))
         weights = torch.exp(scores - larger)
         shrink = torch.exp(maximum - larger)
@@ -167,8 +170,8 @@ def float32_attention(problem: Problem, tensors: Tensors) -> dict[str, torch.Ten
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("regime", REGIMES)
 def test_noise_covers_a_float32_computation(regime: str, dtype: str) -> None:
-    for head_dim, mask, seed in ((64, CAUSAL, 0), (128, FULL, 1), (8, CAUSAL, 2)):
-        problem = Problem(1, 2, 2, 65, 65, head_dim, dtype, mask)
+    for head_dim, mask, softcap, seed in ((64, CAUSAL, None, 0), (128, FULL, None, 1), (8, CAUSAL, 20.0, 2)):
+        problem = Problem(1, 2, 2, 65, 65, head_dim, dtype, mask, softcap)
         tensors = make_tensors(Case(problem, regime, seed), CPU)
         truth = solve(problem, tensors, gradients=True)
         for name, got in float32_attention(problem, tensors).items():

@@ -179,3 +179,37 @@ class SoftcapIgnored(Kernel):
 
     def softcap(self, problem: Problem) -> float | None:
         return None
+
+
+class WindowWithoutLeft(Kernel):
+    """A window without a left end is taken for one that ends at the diagonal."""
+
+    name = "window left=None read as 0"
+
+    def diagonals(self, problem: Problem) -> tuple[int | None, int | None]:
+        low, high = super().diagonals(problem)
+        open_left = problem.mask.kind == "window" and problem.mask.left is None
+        return problem.kv_len - problem.q_len if open_left else low, high
+
+
+class LongSixteenBit(Kernel):
+    """In 16 bits the output is 0 where both lengths exceed 320."""
+
+    name = "wrong where both lengths exceed 320"
+
+    def zero(self, problem: Problem) -> bool:
+        return problem.dtype != "fp32" and problem.q_len > 320 and problem.kv_len > 320
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+        out, lse = super().forward(q, k, v, problem)
+        return torch.zeros_like(out) if self.zero(problem) else out, lse
+
+
+class HeadDim128(LongSixteenBit):
+    """In 16 bits the output is 0 for head_dim 128, causal, with equal lengths from 128 on."""
+
+    name = "wrong for causal head_dim 128"
+
+    def zero(self, problem: Problem) -> bool:
+        shape = problem.head_dim == 128 and problem.q_len == problem.kv_len >= 128
+        return problem.dtype != "fp32" and shape and problem.mask.kind == "causal"

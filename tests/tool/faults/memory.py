@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import pad
 
 from attn_impls.problem import Problem
-from tests.tool.faults.kernel import EVERYTHING, Kernel, Tensor
+from tests.tool.faults.kernel import EVERYTHING, Grads, Kernel, Tensor
 
 
 class UnwrittenRow(Kernel):
@@ -142,7 +142,7 @@ class ChangesItsInput(Kernel):
 
 
 class NotDeterministic(Kernel):
-    """Claims to be deterministic; every other call differs by one ulp here and there, as atomics do."""
+    """Claims to be deterministic; every third call differs by one ulp here and there, as atomics do."""
 
     name = "not deterministic"
     capabilities = replace(EVERYTHING, deterministic=True)
@@ -153,7 +153,7 @@ class NotDeterministic(Kernel):
     def store(self, result: Tensor, like: Tensor) -> Tensor:
         self.calls += 1
         out = super().store(result, like)
-        if self.calls % 2:
+        if self.calls % 3 == 0:
             flat = out.view(-1) if out.is_contiguous() else out
             flat[..., ::7] *= 1 + torch.finfo(out.dtype).eps
         return out
@@ -171,3 +171,57 @@ class RaceInTheLastTile(Kernel):
         self.calls += 1
         tiles = super().tiles(problem)
         return tiles[:-1] if self.calls % 4 == 0 and len(tiles) > 1 else tiles
+
+
+class KeptOutput(Kernel):
+    """The output is a buffer that is kept for its shape, so that the next call overwrites it."""
+
+    name = "output overwritten by the next call"
+
+    def __init__(self) -> None:
+        self.buffers: dict[object, Tensor] = {}
+
+    def store(self, result: Tensor, like: Tensor) -> Tensor:
+        buffer = self.buffers.setdefault((tuple(like.shape), like.dtype), torch.empty_like(like))
+        return buffer.detach().copy_(result)
+
+
+class NotDeterministicKept(KeptOutput):
+    """Claims to be deterministic and is not, which a kept output buffer hides: both results are the last one."""
+
+    name = "not deterministic, in a kept buffer"
+    capabilities = replace(EVERYTHING, deterministic=True)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def store(self, result: Tensor, like: Tensor) -> Tensor:
+        self.calls += 1
+        return super().store(result * (1 + 2**-23) if self.calls % 3 == 0 else result, like)
+
+
+class LatestForward(Kernel):
+    """The backward pass reads the output of the latest forward pass, which need not be its own, from a workspace."""
+
+    name = "backward of the latest forward"
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+        out, lse = super().forward(q, k, v, problem)
+        self.latest = out
+        return out, lse
+
+    def backward(self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, problem: Problem) -> Grads:
+        return super().backward(dout, q, k, v, self.latest, problem)
+
+
+class StridesOfKeys(Kernel):
+    """Values are read with the strides of the keys."""
+
+    name = "values read with the keys' strides"
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+        there = v.untyped_storage().nbytes() // v.element_size() - v.storage_offset()
+        if sum((n - 1) * step for n, step in zip(v.shape, k.stride(), strict=True)) < there and v.numel():
+            v = torch.as_strided(v, v.shape, k.stride(), v.storage_offset())
+        return super().forward(q, k, v, problem)
