@@ -17,7 +17,7 @@ from attn_impls.problem import Direction, Problem
 from pytest_attn.correctness.budget import RULES, TensorVerdict, judge_tensor
 from pytest_attn.correctness.case import Case, Tensors, make_tensors
 from pytest_attn.correctness.oracle import solve
-from pytest_attn.correctness.storage import storage_of
+from pytest_attn.correctness.storage import placed, storage_of
 
 # Scores that naive, the yardstick, may hold at once: beyond, it runs head by head.
 _MOST_SCORES = 2**28
@@ -245,7 +245,7 @@ def run(
             results |= _run_with_lse(impl, problem, inputs)
         if later_call:
             kept = _copies(results)
-            others = replace(tensors, q=-tensors.q)
+            others = replace(tensors, q=placed(-tensors.q, problem.layout))
             others = others.requires_grad() if backward else others
             _later = impl(others.q, others.k, others.v, problem)  # kept alive: its memory is its own
             _check_unchanged(results, kept)

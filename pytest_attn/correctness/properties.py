@@ -25,6 +25,7 @@ from pytest_attn.correctness.budget import FLOOR, NAIVE_FACTOR
 from pytest_attn.correctness.case import Case, Tensors, make_tensors
 from pytest_attn.correctness.judge import run
 from pytest_attn.correctness.oracle import solve
+from pytest_attn.correctness.storage import placed
 
 Tensor = torch.Tensor
 _LONGEST = 320
@@ -67,15 +68,8 @@ class Attention:
 
 def _inputs(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tensors:
     """Copy the tensors, which may be any views, into the order in memory that the problem states."""
-    q, k, v = (_placed(tensor, problem.layout) for tensor in (q, k, v))
+    q, k, v = (placed(tensor, problem.layout) for tensor in (q, k, v))
     return Tensors(q, k, v, q)
-
-
-def _placed(tensor: Tensor, layout: str) -> Tensor:
-    # Not contiguous(), which leaves odd strides where a dimension is 1.
-    source = tensor.transpose(1, 2) if layout == "bshd" else tensor
-    copy = source.new_empty(source.shape).copy_(source)
-    return copy.transpose(1, 2) if layout == "bshd" else copy
 
 
 Relate = Callable[[Attention, Problem, Tensors, torch.Generator], Relation]

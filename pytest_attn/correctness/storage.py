@@ -31,9 +31,20 @@ def store(name: str, layout: str, q: Tensor, k: Tensor, v: Tensor, dout: Tensor)
     return tuple(t.transpose(1, 2) for t in stored) if layout == "bshd" else tuple(stored)
 
 
+def placed(tensor: Tensor, layout: str) -> Tensor:
+    """Return a copy of ``tensor [batch, heads, seq, head_dim]`` that lies densely in the order ``layout``.
+
+    Neither ``contiguous()`` nor ``clone()`` nor arithmetic does: where a dimension has one element they leave it
+    whatever stride falls out, and some implementations refuse a head_dim whose stride is not 1.
+    """
+    source = tensor.transpose(1, 2) if layout == "bshd" else tensor
+    copy = source.new_empty(source.shape).copy_(source)
+    return copy.transpose(1, 2) if layout == "bshd" else copy
+
+
 def _dense(tensors: Sequence[Tensor], heads: int) -> list[Tensor]:
     """Store each on its own."""
-    return [tensor.contiguous() for tensor in tensors]
+    return [placed(tensor, "bhsd") for tensor in tensors]
 
 
 def _cut_out(tensors: Sequence[Tensor], heads: int) -> list[Tensor]:
@@ -52,7 +63,8 @@ def _packed(tensors: Sequence[Tensor], heads: int) -> list[Tensor]:
     q, k, v, dout = tensors
     together = [k, v] if q.shape[3 - heads] != k.shape[3 - heads] else [q, k, v]
     joint = torch.cat(together, dim=heads).split([tensor.shape[heads] for tensor in together], dim=heads)
-    return [*([q.contiguous()] if len(joint) == 2 else []), *joint, dout.contiguous()]
+    own_q = [placed(q, "bhsd")] if len(joint) == 2 else []
+    return [*own_q, *joint, placed(dout, "bhsd")]
 
 
 def _mixed(turn: int) -> Callable[[Sequence[Tensor], int], list[Tensor]]:

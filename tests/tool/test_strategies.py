@@ -16,7 +16,7 @@ from pytest_attn.correctness import profiles
 from pytest_attn.correctness.case import DTYPES, Case, make_tensors
 from pytest_attn.correctness.fixed import LARGE, fixed_cases
 from pytest_attn.correctness.regimes import REGIMES
-from pytest_attn.correctness.storage import STORAGES, storage_of, store
+from pytest_attn.correctness.storage import STORAGES, placed, storage_of, store
 from pytest_attn.correctness.strategies import cases
 
 CPU = torch.device("cpu")
@@ -179,6 +179,15 @@ def test_storage_changes_no_value(seed: int, head_dim: int, kv_len: int, layout:
             assert view.data_ptr() % 16 == 0
             assert all(stride % 8 == 0 for stride in view.stride()[:3])
     assert any(view.stride() != tensor.stride() for view, tensor in zip(given_, dense, strict=True))
+
+
+@pytest.mark.parametrize("layout", ["bshd", "bhsd"])
+def test_placing_sets_the_stride_of_a_dimension_of_one(layout: str) -> None:
+    odd = torch.arange(6.0).as_strided((1, 3, 2, 1), (6, 1, 3, 24))
+    assert odd.clone().stride(-1) != 1
+    copy = placed(odd, layout)
+    assert copy.stride() == ((6, 1, 3, 1) if layout == "bshd" else (6, 2, 1, 1))
+    assert torch.equal(copy, odd)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
