@@ -28,7 +28,6 @@ from pytest_attn.perf.passes import memory_of, timed_round
 from pytest_attn.perf.peak import percent_of_peak
 from pytest_attn.perf.record import Record, Time
 from pytest_attn.perf.rounds import Turns, take_turns
-from pytest_attn.perf.spread import half_width
 from pytest_attn.perf.timers import HostBound, of_the_call
 
 # Their message is the whole reason; of anything else the type is part of it.
@@ -218,7 +217,7 @@ class _Group:
         assert member.turns is not None
         assert member.checked is not None
         contract = self._instruments.contract
-        time_s = summary(member.turns.durations)
+        time_s = summary(member.turns.durations, member.turns.known_to)
         if time_s.ci is not None and time_s.ci > contract.noisy_above:
             known, wanted = f"±{100 * time_s.ci:.0f} %", f"±{100 * contract.noisy_above:.0f} %"
             middle = f"{1e6 * time_s.median:.0f} µs"
@@ -310,11 +309,11 @@ def disagreement(seconds: float, traces: Sequence[Trace]) -> str | None:
     )
 
 
-def summary(durations: Sequence[float]) -> Time:
-    """Return median, p10, p90, their number and how well the median is known."""
+def summary(durations: Sequence[float], known_to: float) -> Time:
+    """Return median, p10, p90, their number and to what share of itself the median is known."""
     tensor = torch.tensor(durations, dtype=torch.float64)
     p10, middle, p90 = torch.quantile(tensor, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
-    return Time(middle, p10, p90, len(durations), half_width(durations))
+    return Time(middle, p10, p90, len(durations), known_to)
 
 
 def _status(error: BaseException) -> tuple[str, str]:

@@ -16,8 +16,9 @@ _LARGEST_BATCH = 16
 # Batches on either side of the comparison that tells whether the median still moves.
 _WINDOW = 3
 _WARM_UP_SHARE = 4
-# The rounds of one batch follow each other closely and say little about the next one's.
-_FEWEST_BATCHES = 3
+# The rounds of one batch follow each other closely and say little about the next one's: from six batches on the range
+# of their medians covers the median of all in 97 cases of 100.
+_FEWEST_BATCHES = 6
 
 
 @dataclass
@@ -26,8 +27,8 @@ class Turns:
 
     source: Source
     durations: list[float] = field(default_factory=list)
+    middles: list[float] = field(default_factory=list)  # the median of each batch
     size: int = 1
-    batches: int = 0
     spent_s: float = 0.0
     error: BaseException | None = None
 
@@ -40,16 +41,26 @@ class Turns:
                 raise
             self.error = error
 
+    @property
+    def known_to(self) -> float:
+        """Half the width of the median's interval, relative to the median.
+
+        It comes from the rounds and from the medians of the batches, whichever is wider. A clock that steps while they
+        are taken moves whole batches, so that rounds within one are not the independent samples that the interval
+        asks for.
+        """
+        return max(half_width(self.durations), half_width(self.middles))
+
     def done(self, contract: Contract) -> bool:
         """Tell whether no further batch is needed or allowed."""
         count = len(self.durations)
         if self.error is not None or count >= contract.max_rounds:
             return True
-        if count < contract.min_rounds or self.batches < min(_FEWEST_BATCHES, contract.min_rounds):
+        if count < contract.min_rounds or len(self.middles) < min(_FEWEST_BATCHES, contract.min_rounds):
             return False
         if self.spent_s < contract.least_s:
             return False
-        return self.spent_s >= contract.budget_s or half_width(self.durations) <= contract.precision
+        return self.spent_s >= contract.budget_s or self.known_to <= contract.precision
 
 
 def take_turns(
@@ -87,8 +98,9 @@ def _warm_up(turn: Turns, contract: Contract) -> None:
 
 def _timed_batch(turn: Turns, contract: Contract) -> None:
     begin = time.perf_counter()
-    turn.durations += turn.source.batch(min(turn.size, contract.max_rounds - len(turn.durations)))
-    turn.batches += 1
+    durations = turn.source.batch(min(turn.size, contract.max_rounds - len(turn.durations)))
+    turn.durations += durations
+    turn.middles.append(median(durations))
     turn.spent_s += time.perf_counter() - begin
 
 

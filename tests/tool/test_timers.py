@@ -17,6 +17,7 @@ from pytest_attn.perf.contract import Contract
 from pytest_attn.perf.events import EventTimer
 from pytest_attn.perf.kineto import Kernel
 from pytest_attn.perf.rounds import take_turns, warm_up
+from pytest_attn.perf.spread import half_width
 from pytest_attn.perf.timers import HostBound, Prepare
 from pytest_attn.perf.wall import WallTimer
 
@@ -252,7 +253,7 @@ def test_the_device_is_watched_while_it_is_busy(cuda: Cuda) -> None:
 
 def test_rounds_end_when_the_median_is_known(cuda: Cuda) -> None:
     durations = timed(timer().source(always(cuda.kernel(1e-3))))
-    assert TERMS.min_rounds <= len(durations) <= 3 * 16, "three batches of equal times tell all"
+    assert TERMS.min_rounds <= len(durations) <= 6 * 16, "six batches of equal times tell all"
 
 
 def test_rounds_end_with_the_budget_but_not_before_the_fewest(cuda: Cuda) -> None:
@@ -261,6 +262,27 @@ def test_rounds_end_with_the_budget_but_not_before_the_fewest(cuda: Cuda) -> Non
     assert len(quick) == pytest.approx(TERMS.budget_s / 10e-3, rel=0.2)
     slow = timed(timer().source(lambda: cuda.kernel(1.0 * noise.uniform(0.5, 1.5))))
     assert len(slow) == TERMS.min_rounds
+
+
+class Stepping:
+    """A source whose every third batch is 2 % slower: a clock that steps, slower than a batch is long."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+
+    def batch(self, size: int) -> list[float]:
+        self.batches += 1
+        return [1e-3 if self.batches % 3 else 1.02e-3] * size
+
+    def host_seconds(self) -> None:
+        return None
+
+
+def test_rounds_of_one_batch_are_not_taken_as_independent() -> None:
+    (turns,) = take_turns([Stepping()], TERMS, random.Random(0))
+    assert half_width(turns.durations) == 0, "two thirds of the rounds agree"
+    assert turns.known_to == pytest.approx(0.01)
+    assert len(turns.durations) == TERMS.max_rounds
 
 
 def test_a_bimodal_kernel_gets_all_rounds_and_keeps_both_modes(cuda: Cuda) -> None:
