@@ -33,8 +33,8 @@ class Contract:
         batch_s: seconds that a batch of rounds should take.
         min_rounds: fewest rounds, however slow the call.
         max_rounds: most rounds, however quick the call.
-        least_s: fewest seconds of timed batches: a power limiter takes tens of milliseconds to find a clock, and what
-            is shorter sees only its way there.
+        least_s: fewest seconds of timed batches: a power limiter moves the clock for hundreds of milliseconds, and what
+            is shorter sees one of its steps.
         budget_s: seconds of timed batches, what is flushed and prepared between the rounds included, after which no
             further batch starts.
         precision: half-width of the median's confidence interval, relative, that ends the rounds.
@@ -74,7 +74,7 @@ def _device(timer: str, version: int) -> Contract:
         batch_s=0.02,
         min_rounds=10,
         max_rounds=500,
-        least_s=0.15,
+        least_s=0.4,
         budget_s=0.5,
         precision=0.005,
         noisy_above=0.1,

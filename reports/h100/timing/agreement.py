@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 import shutil
 import statistics
 import subprocess
@@ -18,10 +19,12 @@ from cells import DEVICE, closure, implementation
 
 from attn_impls import Direction, Problem
 from attn_impls.problem import CAUSAL, FULL
+from pytest_attn.correctness.case import Case, make_tensors
 from pytest_attn.perf.contract import contract_for
 from pytest_attn.perf.instruments import Instruments
-from pytest_attn.perf.kineto import Flush
-from pytest_attn.perf.measure import measure_alone
+from pytest_attn.perf.kineto import Flush, trace
+from pytest_attn.perf.passes import timed_round
+from pytest_attn.perf.rounds import take_turns
 
 # One kernel a call, but for cuDNN's short ones, which fill a buffer first: from 24 µs to 8 ms.
 LADDER = [
@@ -68,44 +71,56 @@ def ncu() -> tuple[dict[str, list[float]], list[tuple[str, float]]]:
 def main(out: Path) -> None:
     torch.cuda.set_device(DEVICE)
     instruments = {timer: Instruments(DEVICE, contract_for(timer, "cuda")) for timer in ("events", "kineto")}
-
-    def measured(name: str, problem: Problem, direction: Direction) -> dict[str, Any]:
-        records = {
-            timer: measure_alone(implementation(name), problem, direction, each).record
-            for timer, each in instruments.items()
-        }
-        row = {"cell": " ".join(records["events"].key)}
-        return row | {timer: record.to_dict() for timer, record in records.items()}
-
-    rows = [measured(*cell) for cell in LADDER]
-    worst = 0.0
-    for row in rows:
-        if any(row[timer]["status"] != "ok" for timer in instruments):
-            print(row["cell"], [(row[timer]["status"], row[timer]["reason"]) for timer in instruments])
-            continue
-        events, kernels = (row[timer]["time_s"]["median"] for timer in ("events", "kineto"))
-        count = sum(kernel["count"] for kernel in row["events"]["kernels"])
-        row["difference_percent"] = 100 * (events / kernels - 1)
-        worst = max(worst, abs(row["difference_percent"]) if kernels >= 20e-6 else 0.0)
-        print(f"{1e6 * events:9.2f} {1e6 * kernels:9.2f} {row['difference_percent']:6.2f} % {count} {row['cell']}")
+    rows = []
+    for name, problem, direction in LADDER:
+        rows.append(row := both(name, problem, direction, instruments))
+        print(
+            "{events_us:9.2f} {kineto_us:9.2f} {difference_percent:6.2f} % {kernels} {cell}".format_map(row), flush=True
+        )
+    worst = max(abs(row["difference_percent"]) for row in rows if row["kineto_us"] >= 20)
     print(f"worst at 20 µs and above: {worst:.2f} %")
     compared = []
     if shutil.which("ncu"):
         by_ncu, clocks = ncu()
         for name, batch in NCU:
-            row = measured(name, PROBLEM[batch], Direction.FWD)
             family = {"sdpa-flash": "flash_fwd", "sdpa-cudnn": "cudnn", "sdpa-efficient": "fmha"}[name]
             seconds = [value for kernel, values in by_ncu.items() if family in kernel for value in values]
             if seconds:
-                ncu_s = statistics.median(seconds)
-                ours = row["events"]["time_s"]["median"]
-                mhz = statistics.median(mhz for kernel, mhz in clocks if family in kernel)
-                compared.append({"cell": row["cell"], "ncu_s": ncu_s, "ncu_sm_mhz": mhz, "ncu_calls": len(seconds)})
-                compared[-1] |= {"events_s": ours, "events_sm_mhz": (row["events"]["telemetry"] or {}).get("sm_mhz")}
-                compared[-1]["kineto_s"] = row["kineto"]["time_s"]["median"]
-                print(f"{row['cell']}: events {1e6 * ours:.2f}, ncu {1e6 * ncu_s:.2f} at {mhz:.0f} MHz, ", end="")
-                print(f"{100 * (ours / ncu_s - 1):.2f} %")
+                row = both(name, PROBLEM[batch], Direction.FWD, instruments)
+                row["ncu_us"], row["ncu_calls"] = 1e6 * statistics.median(seconds), len(seconds)
+                row["ncu_sm_mhz"] = statistics.median(mhz for kernel, mhz in clocks if family in kernel)
+                compared.append(row)
+                line = "{cell}: events {events_us:.2f} at {sm_mhz} MHz, ncu {ncu_us:.2f} at {ncu_sm_mhz:.0f} MHz"
+                print(line.format_map(row))
     out.write_text(json.dumps({"worst_percent": worst, "ladder": rows, "ncu": compared}) + "\n")
+
+
+def both(name: str, problem: Problem, direction: Direction, instruments: dict[str, Instruments]) -> dict[str, Any]:
+    """Time one cell by both timers, their batches taking turns: the clock under one is the clock under the other."""
+    tensors = make_tensors(Case(problem), DEVICE, draw_on=DEVICE)
+    prepare = timed_round(implementation(name), problem, tensors, direction)
+    prepare()()
+    telemetry = instruments["events"].telemetry
+    if telemetry is not None:
+        telemetry.watch(0)
+    sources = [each.timer.source(prepare) for each in instruments.values()]
+    turns = take_turns(sources, instruments["events"].contract, random.Random(problem.id))
+    for turn in turns:
+        if turn.error is not None:
+            raise turn.error
+    events_s, kineto_s = (statistics.median(turn.durations) for turn in turns)
+    (traced,) = trace(prepare, Flush(DEVICE), 1, prepares_on_device=direction is Direction.BWD)
+    seen = None if telemetry is None else telemetry.collect(0)
+    return {
+        "cell": f"{name} {problem.id} {direction.value}",
+        "events_us": 1e6 * events_s,
+        "kineto_us": 1e6 * kineto_s,
+        "difference_percent": 100 * (events_s / kineto_s - 1),
+        "kernels": len(traced.kernels),
+        "rounds": [len(turn.durations) for turn in turns],
+        "known_to": [turn.known_to for turn in turns],
+        "sm_mhz": None if seen is None else seen.get("sm_mhz"),
+    }
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 
 from attn_impls import Direction, discover
 from attn_impls.grids import load_grid
-from pytest_attn.perf import check, measure, rounds
+from pytest_attn.perf import check, inputs, measure, rounds
 from pytest_attn.perf.contract import contract_for
 from pytest_attn.perf.instruments import Instruments
 
@@ -37,7 +37,7 @@ def clocked(name: str, function: Any) -> Any:
 def main(out: Path) -> None:
     rounds._timed_batch = clocked("timed rounds", rounds._timed_batch)
     rounds._warm_up = clocked("warm-up", rounds._warm_up)
-    measure.make_tensors = clocked("inputs", measure.make_tensors)
+    inputs.make_tensors = clocked("inputs", inputs.make_tensors)
     check._error_ratio = clocked("oracle", check._error_ratio)
     check._timed_run = clocked("two first calls", check._timed_run)
     measure.memory_of = clocked("memory", measure.memory_of)
