@@ -320,8 +320,13 @@ def calls(folder: Path) -> str:
     return (folder / "calls.txt").read_text()
 
 
-def test_rounds_take_turns_and_land_in_each_tests_own_row(pytester: pytest.Pytester, folder: Path) -> None:
-    timed(pytester, "-k", "full").assert_outcomes(passed=2)
+# A comparison asks for the machine before the tests are known; here it finds nothing to compare with.
+@pytest.mark.filterwarnings("ignore:Can't compare")
+@pytest.mark.parametrize("more", [[], ["--benchmark-compare"]], ids=["alone", "compared"])
+def test_rounds_take_turns_and_land_in_each_tests_own_row(
+    pytester: pytest.Pytester, folder: Path, more: list[str]
+) -> None:
+    timed(pytester, "-k", "full", *more).assert_outcomes(passed=2)
     # Two calls each to check and two for each batch of the warm-up, then turns until both have their rounds. A wall
     # clock's batch begins with a call that does not count.
     checked, turns = calls(folder)[:4], calls(folder)[4:]
