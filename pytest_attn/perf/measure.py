@@ -30,10 +30,16 @@ from pytest_attn.perf.record import Record, Time
 from pytest_attn.perf.rounds import Turns, take_turns
 from pytest_attn.perf.timers import HostBound, of_the_call
 
-# Their message is the whole reason; of anything else the type is part of it.
-_OURS = (WrongOutput, NotDifferentiable, WrongResult, RanAnother, StrayWork)
 _MOST_TRACED = 5
 _TRACE_S = 0.01
+
+
+class Implausible(AssertionError):
+    """The timer saw less than the kernels of the call take."""
+
+
+# Their message is the whole reason; of anything else the type is part of it.
+_OURS = (WrongOutput, NotDifferentiable, WrongResult, RanAnother, StrayWork, Implausible)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +140,10 @@ class _Group:
         self._device = instruments.device
 
     def measure(self) -> None:
-        if not self._waiting():
+        if not any(self._waiting()):
             return
         inputs: Inputs | None = None
-        for member in self._each():
+        for member in self._waiting():
             with self._guard(member):
                 # Drawn for the first, and again where there was no memory for it or somebody changed it.
                 if inputs is None or inputs.changed() is not None:
@@ -146,16 +152,13 @@ class _Group:
         if inputs is None:
             return
         self._time(inputs)
-        for member in self._each():
+        for member in self._waiting():
             with self._guard(member):
                 self._finish(member, inputs)
 
-    def _each(self) -> Iterator[_Member]:
-        """Give those whose turn it is; one that lost the device ends the turns of those after it."""
+    def _waiting(self) -> Iterator[_Member]:
+        """Give those who are not over, looked at one by one: who loses the device ends it for those behind."""
         return (member for member in self._members if not member.over)
-
-    def _waiting(self) -> list[_Member]:
-        return [member for member in self._members if not member.over]
 
     @contextlib.contextmanager
     def _guard(self, member: _Member) -> Iterator[None]:
@@ -186,7 +189,7 @@ class _Group:
         return timed_round(member.impl, self._problem, inputs.tensors, self._direction)
 
     def _time(self, inputs: Inputs) -> None:
-        members = self._waiting()
+        members = list(self._waiting())
         telemetry = self._instruments.telemetry
         sources = [self._instruments.timer.source(self._round(member, inputs)) for member in members]
         shuffle = random.Random(self._problem.id)
@@ -202,7 +205,7 @@ class _Group:
                     if isinstance(turns.error, HostBound):
                         self._identify(member, inputs, seconds=None)
                     raise turns.error
-        if not self._waiting():
+        if not any(self._waiting()):
             return
         if (name := inputs.changed()) is not None:
             names = ", ".join(member.impl.name for member in members)
@@ -285,10 +288,6 @@ class _Noisy(Exception):
     """The median stayed too uncertain; the message says how uncertain."""
 
 
-class Implausible(AssertionError):
-    """The timer saw less than the kernels of the call take."""
-
-
 def disagreement(seconds: float, traces: Sequence[Trace]) -> str | None:
     """Return a sentence where the timer and the profiler tell different stories of one call, else ``None``.
 
@@ -322,8 +321,6 @@ def _status(error: BaseException) -> tuple[str, str]:
         return "host_bound", str(error)
     if isinstance(error, _Noisy):
         return "noisy", str(error)
-    if isinstance(error, Implausible):
-        return "error", str(error)
     if is_out_of_memory(error):
         return "oom", _asked_for(error)
     sentence = str(error).strip().partition("\n")[0] or "without a message"
