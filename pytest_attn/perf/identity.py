@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pytest_attn.perf.kineto import Trace
+from pytest_attn.perf.profiler import profiling
 
 # Template arguments run to hundreds of characters; the name itself and its first arguments stand in front.
 _LONGEST_NAME = 160
@@ -32,10 +32,7 @@ def operators_of(call: Callable[[], object]) -> list[dict[str, Any]]:
 
     A CPU has no kernels to name; the operator that torch dispatched to tells a fused path from an unfused one.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    with profiling("CPU") as profiler:
         call()
     averages = [average for average in profiler.key_averages() if average.self_cpu_time_total > 0]
     return _shares(

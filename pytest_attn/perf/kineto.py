@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from pytest_attn.perf.profiler import profiling
 from pytest_attn.perf.timers import Prepare
 
 # The kernel of torch.cuda._sleep, which stands before and after each traced call.
@@ -106,12 +106,8 @@ def trace(
 
 def profile_kernels(run: Callable[[], object]) -> list[Kernel]:
     """Return the kernels that ``run()`` queued, in the order in which they started."""
-    # The profiler announces each start and stop on stderr, in the middle of a progress line.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    from torch.profiler import ProfilerActivity, profile
-
     # acc_events: without it the profiler warns on every use that it forgets events between cycles; there are none.
-    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+    with profiling("CUDA", acc_events=True) as profiler:
         run()
         torch.cuda.synchronize()
     events = profiler.profiler.kineto_results.events()

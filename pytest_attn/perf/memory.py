@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 
 import torch
+
+from pytest_attn.perf.profiler import profiling
 
 Step = Callable[[], object]
 
@@ -35,13 +36,9 @@ def _cuda_peak(before: Step, measured: Step, device: torch.device) -> int:
 
 
 def _cpu_peak(before: Step, measured: Step) -> int:
-    # The profiler announces each start and stop on stderr, in the middle of a progress line.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    from torch.profiler import ProfilerActivity, profile, record_function
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profiling("CPU", profile_memory=True) as profiler:
         kept = before()
-        with record_function(_MARK):
+        with torch.autograd.profiler.record_function(_MARK):
             result = measured()
         del kept, result
     # The aggregated view drops allocations outside of an operator; the raw events have each one, with its sign.
