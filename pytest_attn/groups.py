@@ -9,6 +9,7 @@ from attn_impls.implementation import Implementation, Unavailable
 from attn_impls.problem import Direction, Problem
 from pytest_attn.perf.instruments import Instruments
 from pytest_attn.perf.measure import Measured, measure_group
+from pytest_attn.perf.record import cell_key
 
 if TYPE_CHECKING:
     from pytest_attn.session import AttnSession
@@ -42,29 +43,26 @@ class Groups:
     ) -> Measured | Unavailable:
         """Return what ``impl`` measured, together with all that share its problem and direction.
 
-        A cell that an earlier run measured is taken from there, and takes no turns again.
+        What an earlier run measured takes no turns again.
         """
-        key = (impl.name, problem.id, direction.value)
-        if (resumed := session.resumed.get(key)) is not None:
-            return resumed
+        key = cell_key(impl.name, problem, direction)
         if key not in self._outcomes:
             self._measure(session, impl, problem, direction)
         return self._outcomes.pop(key)
 
     def _measure(self, session: AttnSession, impl: Implementation, problem: Problem, direction: Direction) -> None:
         names = self._together.pop((problem.id, direction.value), [])
-        keys = {name: (name, problem.id, direction.value) for name in names}
-        impls = [session.selected[name] for name in names if keys[name] not in session.resumed]
+        impls = [session.selected[name] for name in names if cell_key(name, problem, direction) not in session.resumed]
         if impl not in impls:  # a test with a problem or an implementation of its own, or the same cell once more
             impls = [impl]
         outcomes = measure_group(impls, problem, direction, self.instruments(session))
         for each, outcome in zip(impls, outcomes, strict=True):
             # None: another implementation of the group left the device unusable, and the run ends with that one.
             if outcome is not None:
-                self._outcomes[each.name, problem.id, direction.value] = outcome
+                self._outcomes[cell_key(each.name, problem, direction)] = outcome
             if isinstance(outcome, Measured):
                 session.keep(outcome)
-        if (impl.name, problem.id, direction.value) not in self._outcomes:
+        if cell_key(impl.name, problem, direction) not in self._outcomes:
             culprit = next(o for o in self._outcomes.values() if isinstance(o, Measured) and o.record.status == "error")
             session.finished(culprit)
             session.end_if_device_is_lost(f"{culprit.record.impl} on {problem.id}: {culprit.record.reason}")

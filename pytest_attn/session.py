@@ -17,7 +17,7 @@ from attn_impls.problem import Direction, Problem
 from attn_impls.registry import Registry, discover
 from pytest_attn import options
 from pytest_attn.perf.contract import Contract, contract_for
-from pytest_attn.perf.record import Record, Run
+from pytest_attn.perf.record import Record, Run, cell_key
 
 if TYPE_CHECKING:
     import torch
@@ -160,11 +160,10 @@ class AttnSession:
 
         :class:`~attn_impls.Unavailable` is returned for an implementation that turned out not to run here.
         """
+        if (resumed := self.resumed.get(cell_key(impl.name, problem, direction))) is not None:
+            return resumed
         if self.workers is None:
             return self.groups.outcome(self, impl, problem, direction)
-        key = (impl.name, problem.id, direction.value)
-        if (resumed := self.resumed.get(key)) is not None:
-            return resumed
         try:
             return self.workers.measure(impl, problem, direction, self.device, self.contract)
         except Unavailable as error:

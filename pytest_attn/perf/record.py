@@ -52,6 +52,11 @@ class Memory:
     saved_bytes: int | None = None
 
 
+def cell_key(impl: str, problem: Problem, direction: Direction) -> tuple[str, str, str]:
+    """Return (implementation, problem id, direction): what a cell is kept and compared by."""
+    return impl, problem.id, direction.value
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """What one (implementation, problem, direction) measured. Only status ``ok`` carries numbers to compare.
@@ -89,8 +94,8 @@ class Record:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """(implementation, problem id, direction): what a record is compared by."""
-        return self.impl, self.problem.id, self.direction.value
+        """The :func:`cell_key` of what was measured."""
+        return cell_key(self.impl, self.problem, self.direction)
 
     @property
     def tflops(self) -> float | None:
