@@ -6,14 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cpuinfo
 import pytest
 
-from pytest_attn.perf import contract
 from pytest_attn.perf.journal import read_journal
 from pytest_attn.perf.record import load_run
 from tests.tool.nested import ROOT, lay_out, run, said
@@ -34,15 +32,6 @@ def mortal(q, k, v, causal=False):
         os.kill(os.getpid(), int(Path("die").read_text()))
     return right(q, k, v, causal)
 """
-# A busy machine must not make a cell `noisy` here.
-CALM = """
-import dataclasses
-from pytest_attn.perf import contract
-
-contract._CONTRACTS = {
-    name: dataclasses.replace(each, noisy_above=float("inf")) for name, each in contract._CONTRACTS.items()
-}
-"""
 FULL, CAUSAL = "b1-h2-kv2-q16-k16-d8-fp32-full", "b1-h2-kv2-q16-k16-d8-fp32-causal"
 OPTIONS = ["-m", "perf", "--attn-device=cpu", "--attn-grid=tiny.toml", "--attn-direction=fwd", "--attn-impl=naive"]
 WHOLE = [*OPTIONS, "--attn-impl=mymortal:mortal", "--benchmark-json=run.json"]
@@ -55,18 +44,15 @@ def folder(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(cpuinfo, "get_cpu_info", dict)  # pytest-benchmark's takes a second a run
-    calm = {name: replace(each, noisy_above=float("inf")) for name, each in contract._CONTRACTS.items()}
-    monkeypatch.setattr(contract, "_CONTRACTS", calm)
     lay_out(pytester, "perf")
     (pytester.path / "mymortal.py").write_text(MORTAL)
-    (pytester.path / "calm.py").write_text(CALM)
     return pytester.path
 
 
 def stopped_by(folder: Path, signal: int) -> subprocess.CompletedProcess[str]:
     """Run in a process of its own, which ends in the implementation's second problem, the last of two."""
     (folder / "die").write_text(str(signal))
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "calm", *WHOLE]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *WHOLE]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
     (folder / "die").unlink()
     (folder / "calls").unlink()

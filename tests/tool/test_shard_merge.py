@@ -13,7 +13,6 @@ import pytest
 
 from attn_impls.problem import Direction
 from pytest_attn.cli import main
-from pytest_attn.perf import contract
 from pytest_attn.perf.record import Run, load_run
 from tests.tool.gate_runs import LARGE, MACHINE, SMALL, record, run_of, write_run
 from tests.tool.nested import ROOT, lay_out, run, said
@@ -39,9 +38,6 @@ def folder(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(cpuinfo, "get_cpu_info", dict)  # pytest-benchmark's takes a second a run
-    # A busy machine must not make a cell `noisy` here.
-    calm = {name: replace(each, noisy_above=float("inf")) for name, each in contract._CONTRACTS.items()}
-    monkeypatch.setattr(contract, "_CONTRACTS", calm)
     lay_out(pytester, "perf")
     (pytester.path / "five.toml").write_text(GRID)
     return pytester.path
