@@ -1,0 +1,178 @@
+"""Turns on a fake device: how many rounds, in which order, under drift, two modes, throttling and failures."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from statistics import median
+
+import pytest
+
+from pytest_attn.perf.contract import Contract
+from pytest_attn.perf.rounds import take_turns, warm_up
+from pytest_attn.perf.spread import half_width
+from tests.tool.fake_cuda import Cuda, always, timer
+from tests.tool.fake_cuda import cuda as cuda
+from tests.tool.fake_cuda import host as host
+
+TERMS = Contract(
+    "events",
+    0,
+    warmup_s=0.02,
+    warmup_cap_s=0.3,
+    flat=0.01,
+    batch_s=0.02,
+    min_rounds=10,
+    max_rounds=100,
+    least_s=0.0,
+    budget_s=0.5,
+    precision=0.005,
+    noisy_above=0.1,
+)
+
+
+def timed(source: object, terms: Contract = TERMS) -> list[float]:
+    (turns,) = take_turns([source], terms, random.Random(0))  # type: ignore[list-item]
+    if turns.error is not None:
+        raise turns.error
+    return turns.durations
+
+
+def test_launches_slower_than_the_device_are_hidden(cuda: Cuda) -> None:
+    source = timer().source(always(cuda.kernel(device_s=10e-6, launch_s=1e-3)))
+    durations = timed(source)
+    assert durations == pytest.approx([10e-6] * len(durations), rel=1e-3)
+    assert source.host_seconds() == pytest.approx(1e-3)
+
+
+def test_rounds_end_when_the_median_is_known(cuda: Cuda) -> None:
+    durations = timed(timer().source(always(cuda.kernel(1e-3))))
+    assert TERMS.min_rounds <= len(durations) <= 6 * 16, "six batches of equal times tell all"
+
+
+def test_rounds_end_with_the_budget_but_not_before_the_fewest(cuda: Cuda) -> None:
+    noise = random.Random(1)
+    quick = timed(timer().source(lambda: cuda.kernel(10e-3 * noise.uniform(0.5, 1.5))))
+    assert len(quick) == pytest.approx(TERMS.budget_s / 10e-3, rel=0.2)
+    slow = timed(timer().source(lambda: cuda.kernel(1.0 * noise.uniform(0.5, 1.5))))
+    assert len(slow) == TERMS.min_rounds
+
+
+class Stepping:
+    """A source whose every third batch is 2 % slower: a clock that steps, slower than a batch is long."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+
+    def batch(self, size: int) -> list[float]:
+        self.batches += 1
+        return [1e-3 if self.batches % 3 else 1.02e-3] * size
+
+    def host_seconds(self) -> None:
+        return None
+
+
+def test_rounds_of_one_batch_are_not_taken_as_independent() -> None:
+    (turns,) = take_turns([Stepping()], TERMS, random.Random(0))
+    assert half_width(turns.durations) == 0, "two thirds of the rounds agree"
+    assert turns.known_to == pytest.approx(0.01)
+    assert len(turns.durations) == TERMS.max_rounds
+
+
+def test_a_bimodal_kernel_gets_all_rounds_and_keeps_both_modes(cuda: Cuda) -> None:
+    modes = itertools.cycle((1e-4, 2e-4))
+    durations = timed(timer().source(lambda: cuda.kernel(next(modes))))
+    assert len(durations) == TERMS.max_rounds
+    assert sorted(durations)[10] == pytest.approx(1e-4)
+    assert sorted(durations)[90] == pytest.approx(2e-4)
+
+
+def drifting(cuda: Cuda) -> Iterator[float]:
+    """Slow the device down by a tenth of a percent with every kernel."""
+    while True:
+        cuda.speed *= 0.999
+        yield 1e-3
+
+
+def test_drift_hits_all_alike(cuda: Cuda) -> None:
+    seconds = drifting(cuda)
+    events_timer = timer()
+    sources = [events_timer.source(lambda name=name: cuda.kernel(next(seconds), name=name)) for name in "ab"]
+    one, other = take_turns(sources, TERMS, random.Random(0))
+    assert median(one.durations) > 1.05e-3, "the device did slow down"
+    assert median(other.durations) == pytest.approx(median(one.durations), rel=0.05)
+
+
+def test_turns_are_batches_in_shuffled_order(cuda: Cuda) -> None:
+    noise = random.Random(2)
+    events_timer = timer()
+    sources = [
+        events_timer.source(lambda name=name: cuda.kernel(1e-3 * noise.uniform(0.9, 1.1), name=name)) for name in "abc"
+    ]
+    cuda.log.clear()
+    take_turns(sources, TERMS, random.Random(3))
+    order = [name for name, _ in itertools.groupby(cuda.log)]
+    timed_order = order[order.index("c") + 1 :]
+    turns = {tuple(timed_order[i : i + 3]) for i in range(0, 9, 3)}
+    assert all(sorted(turn) == ["a", "b", "c"] for turn in turns)
+    assert len(turns) > 1, "not the same order each time around"
+    assert max(cuda.log.count(name) for name in "abc") <= 1.5 * min(cuda.log.count(name) for name in "abc")
+
+
+def test_a_throttled_device_shows_in_what_was_watched(cuda: Cuda) -> None:
+    speeds: list[float] = []
+    events_timer = timer(while_busy=lambda: speeds.append(cuda.speed))
+    speeds.clear()
+    cuda.speed = 0.5
+    assert median(timed(events_timer.source(always(cuda.kernel(1e-3))))) == pytest.approx(2e-3, rel=1e-2)
+    assert set(speeds) == {0.5}
+
+
+def test_the_warm_up_goes_on_until_the_median_is_flat(cuda: Cuda) -> None:
+    warming = [3e-3 * 0.98**i for i in range(60)]
+    seconds = itertools.chain(warming, itertools.repeat(warming[-1]))
+    source = timer().source(lambda: cuda.kernel(next(seconds)))
+    warm_up(source, TERMS)
+    assert next(seconds) == pytest.approx(warming[-1])
+
+
+def test_the_warm_up_has_a_cap(cuda: Cuda) -> None:
+    noise = random.Random(4)
+    events_timer = timer()
+    before = cuda.host.now
+    warm_up(events_timer.source(lambda: cuda.kernel(1e-3 * noise.uniform(0.5, 1.5))), TERMS)
+    assert cuda.host.now - before < TERMS.warmup_cap_s + 0.1
+
+
+def test_no_median_is_known_before_the_power_limiter_has_its_clock(cuda: Cuda) -> None:
+    terms = dataclasses.replace(TERMS, least_s=0.15)
+    durations = timed(timer().source(always(cuda.kernel(2e-3))), terms)
+    assert sum(durations) == pytest.approx(0.15, rel=0.3)
+
+
+def test_what_one_source_raises_does_not_stop_the_others(cuda: Cuda) -> None:
+    def broken() -> Callable[[], object]:
+        raise RuntimeError("no kernel image")
+
+    events_timer = timer()
+    bad, good = take_turns(
+        [events_timer.source(broken), events_timer.source(always(cuda.kernel(1e-3)))], TERMS, random.Random(0)
+    )
+    assert str(bad.error) == "no kernel image"
+    assert not bad.durations
+    assert good.error is None
+    assert len(good.durations) >= TERMS.min_rounds
+
+
+def test_a_lost_device_ends_all_turns(cuda: Cuda) -> None:
+    def broken() -> Callable[[], object]:
+        raise RuntimeError("illegal address")
+
+    events_timer = timer()
+    sources = [events_timer.source(broken), events_timer.source(always(cuda.kernel(1e-3)))]
+    first, second = take_turns(sources, TERMS, random.Random(0), lost=lambda: True)
+    assert first.error is not None
+    assert second.error is None
+    assert not second.durations
