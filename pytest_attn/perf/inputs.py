@@ -8,7 +8,7 @@ from attn_impls.problem import Problem
 from pytest_attn.correctness.case import Case, Tensors, make_tensors
 
 _NAMES = ("q", "k", "v", "dout")
-_BITS = {2: torch.int16, 4: torch.int32}
+_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Inputs:
@@ -36,9 +36,16 @@ class Inputs:
         self._sums = self._checksums()
 
     def _checksums(self) -> dict[str, int]:
-        """Return the sum of each tensor's elements, read as whole numbers: no intermediate tensor, no rounding."""
+        """Return the sum of each tensor's bits, read as whole numbers: no rounding."""
         return {name: _checksum(getattr(self.tensors, name)) for name in _NAMES}
 
 
 def _checksum(tensor: torch.Tensor) -> int:
-    return int(tensor.view(_BITS[tensor.element_size()]).sum(dtype=torch.int64))
+    """Return the sum modulo 2^64, read in the widest words of which a row is a whole number.
+
+    Of 8 bytes they are for every head dimension in use, and summed as they are; torch copies narrower ones to 64 bit,
+    which is up to four times the tensor, before it adds them.
+    """
+    row = tensor.shape[-1] * tensor.element_size()
+    size = max(size for size in _WORDS if row % size == 0)
+    return int(tensor.view(_WORDS[size]).sum(dtype=torch.int64))
