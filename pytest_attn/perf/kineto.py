@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ SPIN_KERNEL = "spin_kernel"
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One kernel, copy or fill: its demangled name, and when it started and how long it ran, in seconds."""
+    """One kernel, copy or fill: its demangled name, when it started, from the first one on, and its seconds."""
 
     name: str
     start_s: float
@@ -35,11 +36,14 @@ class Trace:
         return sum(kernel.duration_s for kernel in self.kernels)
 
     @property
-    def span_s(self) -> float:
-        """From the start of the first to the end of the last: gaps between kernels are in it."""
-        if not self.kernels:
-            return 0.0
-        return max(k.start_s + k.duration_s for k in self.kernels) - self.kernels[0].start_s
+    def busy_s(self) -> float:
+        """How long any of them ran: gaps are left out, and what ran at the same time counts once."""
+        busy, until = 0.0, -math.inf
+        for kernel in self.kernels:
+            end = kernel.start_s + kernel.duration_s
+            busy += max(0.0, end - max(kernel.start_s, until))
+            until = max(until, end)
+        return busy
 
 
 class Flush:
@@ -87,7 +91,7 @@ def trace(
         while_busy: called when all is queued.
 
     Raises:
-        LostTrack: some marks are missing, or the call itself runs the kernel that marks.
+        LostTrack: some marks or flushes are missing, or the call itself runs the kernel that marks.
         StrayWork: a kernel ran outside of the call that queued it.
     """
 
@@ -110,13 +114,13 @@ def profile_kernels(run: Callable[[], object]) -> list[Kernel]:
     with profiling("CUDA", acc_events=True) as profiler:
         run()
         torch.cuda.synchronize()
-    events = profiler.profiler.kineto_results.events()
-    kernels = [
-        Kernel(event.name(), event.start_ns() * 1e-9, event.duration_ns() * 1e-9)
+    events = [event for event in profiler.profiler.kineto_results.events() if event.device_type().name == "CUDA"]
+    events.sort(key=lambda event: event.start_ns())
+    # Nanoseconds since 1970: as float seconds they would come in steps of a quarter of a microsecond.
+    return [
+        Kernel(event.name(), (event.start_ns() - events[0].start_ns()) * 1e-9, event.duration_ns() * 1e-9)
         for event in events
-        if event.device_type().name == "CUDA"
     ]
-    return sorted(kernels, key=lambda kernel: kernel.start_s)
 
 
 def split(kernels: Sequence[Kernel], rounds: int, *, outside: int | None = None) -> list[Trace]:
@@ -141,7 +145,9 @@ def split(kernels: Sequence[Kernel], rounds: int, *, outside: int | None = None)
             elsewhere += 1
     if marks != 2 * rounds:
         raise LostTrack(f"torch.profiler reported {marks} of the {2 * rounds} marks around {rounds} calls")
-    if outside is not None and elsewhere != outside:
+    if outside is not None and elsewhere < outside:
+        raise LostTrack(f"torch.profiler reported {elsewhere} of the {outside} kernels between {rounds} calls")
+    if outside is not None and elsewhere > outside:
         raise StrayWork(f"left work on another stream: {elsewhere - outside} kernels ran outside of {rounds} calls")
     return traces
 

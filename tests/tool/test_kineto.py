@@ -71,17 +71,22 @@ def test_a_kernel_outside_of_its_call_is_on_another_stream() -> None:
         split(kernels, 1, outside=1)
 
 
-def test_sum_and_span() -> None:
+def test_a_flush_that_the_profiler_lost_is_nobodys_work() -> None:
+    with pytest.raises(LostTrack, match=r"1 of the 2 kernels between 2 calls"):
+        split(queue(MARK, "a", MARK, FILL, MARK, "a", MARK), 2, outside=2)
+
+
+def test_sum_and_busy_time_leave_gaps_out() -> None:
     (call,) = split(queue(MARK, "a", "b", "c", MARK), 1)
     assert call.kernel_s == pytest.approx(30e-6)
-    assert call.span_s == pytest.approx(34e-6)  # with the two gaps
-    assert (Trace(()).kernel_s, Trace(()).span_s) == (0, 0)
+    assert call.busy_s == pytest.approx(30e-6)
+    assert (Trace(()).kernel_s, Trace(()).busy_s) == (0, 0)
 
 
-def test_kernels_side_by_side_count_twice_in_the_sum_and_once_in_the_span() -> None:
-    both = Trace((Kernel("long", 0.0, 100e-6), Kernel("short", 10e-6, 20e-6)))
-    assert both.kernel_s == pytest.approx(120e-6)
-    assert both.span_s == pytest.approx(100e-6)  # the long one ends last though it began first
+def test_kernels_side_by_side_count_twice_in_the_sum_and_once_in_the_busy_time() -> None:
+    both = Trace((Kernel("long", 0.0, 100e-6), Kernel("short", 10e-6, 20e-6), Kernel("later", 90e-6, 20e-6)))
+    assert both.kernel_s == pytest.approx(140e-6)
+    assert both.busy_s == pytest.approx(110e-6)  # the long one ends after the short one, and the last after it
 
 
 @pytest.mark.parametrize(
@@ -111,6 +116,12 @@ def test_a_difference_is_a_sentence_with_both_times() -> None:
 def test_a_time_much_shorter_than_the_kernels_is_no_time() -> None:
     with pytest.raises(Implausible, match=r"saw 3.0 µs of a call whose kernels take 100.0 µs"):
         disagreement(3e-6, [traced(60.0, 40.0)])
+
+
+def test_gaps_of_a_traced_call_do_not_make_its_time_implausible() -> None:
+    # Ten kernels of 2 µs, 30 µs with hidden launches; traced, the host needs 20 µs for each.
+    sentence = disagreement(30e-6, [traced(*[2.0] * 10, gap=18.0)])
+    assert sentence is None
 
 
 class Profiler:
@@ -189,6 +200,20 @@ def test_only_what_ran_on_the_device_is_a_kernel_in_the_order_of_time(device: Fa
     assert [kernel.name for kernel in kernels] == ["forward", "dot_do_o", "backward"]
     assert kernels[1].start_s == pytest.approx(50e-6)
     assert kernels[2].duration_s == pytest.approx(95e-6)
+
+
+def test_starts_are_told_to_the_nanosecond(device: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    def at(ns: int) -> Any:
+        return SimpleNamespace(
+            name=lambda: str(ns),
+            start_ns=lambda: 1_790_000_000_000_000_000 + ns,
+            duration_ns=lambda: 10,
+            device_type=lambda: SimpleNamespace(name="CUDA"),
+        )
+
+    monkeypatch.setattr(Profiler, "events", lambda profiler: [at(40), at(0), at(13)])
+    starts = [(kernel.name, kernel.start_s) for kernel in profile_kernels(lambda: None)]
+    assert starts == [("0", 0.0), ("13", pytest.approx(13e-9)), ("40", pytest.approx(40e-9))]
 
 
 def test_preparation_and_flush_are_no_part_of_a_trace(device: FakeDevice) -> None:
