@@ -63,6 +63,6 @@ class Groups:
             if isinstance(outcome, Measured):
                 session.keep(outcome)
         if cell_key(impl.name, problem, direction) not in self._outcomes:
-            culprit = next(o for o in self._outcomes.values() if isinstance(o, Measured) and o.record.status == "error")
+            culprit = next(outcome for outcome in outcomes if isinstance(outcome, Measured) and outcome.lost_device)
             session.finished(culprit)
             session.end_if_device_is_lost(f"{culprit.record.impl} on {problem.id}: {culprit.record.reason}")

@@ -28,7 +28,7 @@ from pytest_attn.perf.passes import memory_of, timed_round
 from pytest_attn.perf.peak import percent_of_peak
 from pytest_attn.perf.record import Record, Time
 from pytest_attn.perf.rounds import Turns, take_turns
-from pytest_attn.perf.timers import HostBound, of_the_call
+from pytest_attn.perf.timers import HostBound, forget_frames, of_the_call
 
 _MOST_TRACED = 5
 _TRACE_S = 0.01
@@ -44,10 +44,14 @@ _OURS = (WrongOutput, NotDifferentiable, WrongResult, RanAnother, StrayWork, Imp
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A record and the seconds of each of its rounds (none unless the record is ``ok``)."""
+    """A record and the seconds of each of its rounds (none unless the record is ``ok``).
+
+    ``lost_device`` says that this implementation left the device unusable for the process.
+    """
 
     record: Record
     durations: tuple[float, ...] = ()
+    lost_device: bool = False
 
 
 def measure(
@@ -83,12 +87,13 @@ class _Member:
     unavailable: Unavailable | None = None
     over: bool = False
     undone: bool = False
+    lost_device: bool = False
 
     def outcome(self) -> Measured | Unavailable | None:
         if self.undone:
             return None
         durations = self.turns.durations if self.turns is not None and self.record.status == "ok" else ()
-        return self.unavailable or Measured(self.record, tuple(durations))
+        return self.unavailable or Measured(self.record, tuple(durations), self.lost_device)
 
 
 def measure_group(
@@ -176,10 +181,10 @@ class _Group:
         else:
             status, reason = _status(error)
             member.record = replace(member.record, status=status, reason=reason)
-        # A traceback keeps the tensors of its frames in a cycle.
-        error.__traceback__ = None
-        gc.collect()
+        forget_frames(error)
+        gc.collect()  # some frames are kept in a cycle
         if self._lost():
+            member.lost_device = True
             for other in self._waiting():
                 other.over = other.undone = True
         elif self._device.type == "cuda":
@@ -199,7 +204,9 @@ class _Group:
             member.turns = turns
             if telemetry is not None:
                 member.record = replace(member.record, telemetry=telemetry.collect(index))
-            if turns.error is not None:
+        # First whoever lost the device: that ends it for the others, and nobody is blamed who failed before.
+        for member, turns in sorted(zip(members, everyone, strict=True), key=lambda each: not each[1].lost):
+            if turns.error is not None and not member.over:
                 with self._guard(member):
                     # An eager fall-back is all launches: that something else ran is the better reason.
                     if isinstance(turns.error, HostBound):

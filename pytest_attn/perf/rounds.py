@@ -10,7 +10,7 @@ from statistics import median
 
 from pytest_attn.perf.contract import Contract
 from pytest_attn.perf.spread import half_width
-from pytest_attn.perf.timers import Source, of_the_call
+from pytest_attn.perf.timers import Source, forget_frames, of_the_call
 
 _LARGEST_BATCH = 16
 # Batches on either side of the comparison that tells whether the median still moves.
@@ -23,7 +23,10 @@ _FEWEST_BATCHES = 6
 
 @dataclass
 class Turns:
-    """The rounds of one implementation: what was timed so far, and what ended it early."""
+    """The rounds of one implementation: what was timed so far, and what ended it early.
+
+    ``lost`` says that it left the device unusable.
+    """
 
     source: Source
     durations: list[float] = field(default_factory=list)
@@ -31,6 +34,7 @@ class Turns:
     size: int = 1
     spent_s: float = 0.0
     error: BaseException | None = None
+    lost: bool = False
 
     def guarded(self, step: Callable[[Turns, Contract], None], contract: Contract) -> None:
         """Take a step, and keep what it raises."""
@@ -39,6 +43,7 @@ class Turns:
         except BaseException as error:
             if not of_the_call(error):
                 raise
+            forget_frames(error)  # the others need the memory
             self.error = error
 
     @property
@@ -81,6 +86,7 @@ def take_turns(
         watch(index)
         turn.guarded(_warm_up, contract)
         if turn.error is not None and lost():
+            turn.lost = True
             return turns
     while waiting := [index for index, turn in enumerate(turns) if not turn.done(contract)]:
         shuffle.shuffle(waiting)
@@ -88,6 +94,7 @@ def take_turns(
             watch(index)
             turns[index].guarded(_timed_batch, contract)
             if turns[index].error is not None and lost():
+                turns[index].lost = True
                 return turns
     return turns
 

@@ -173,6 +173,23 @@ def test_a_lost_device_blames_who_lost_it_and_keeps_what_was_done(monkeypatch: p
     assert outcomes["behind"] is None
 
 
+def test_one_that_failed_before_is_not_blamed_for_a_lost_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost: list[str] = []
+
+    def fail(q: torch.Tensor) -> object:
+        raise RuntimeError("kernel exploded")
+
+    def lose(q: torch.Tensor) -> object:
+        lost.append("an illegal memory access was encountered")
+        raise RuntimeError(lost[0])
+
+    monkeypatch.setattr(measuring, "lost_device", lambda device: lost[0] if lost else None)
+    outcomes = group(wrong=after(0, fail), failed=after(2, fail), culprit=after(3, lose), behind=right)
+    found = {name: outcome.lost_device for name, outcome in outcomes.items() if isinstance(outcome, Measured)}
+    assert found == {"wrong": False, "culprit": True}
+    assert statuses(outcomes)["culprit"] == ("error", "RuntimeError: an illegal memory access was encountered")
+
+
 def test_inputs_are_drawn_anew_for_each_group_and_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[torch.Tensor] = []
     make = case.make_tensors

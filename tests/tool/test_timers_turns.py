@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
+import weakref
 from collections.abc import Callable, Iterator
 from statistics import median
 
@@ -166,6 +167,30 @@ def test_what_one_source_raises_does_not_stop_the_others(cuda: Cuda) -> None:
     assert len(good.durations) >= TERMS.min_rounds
 
 
+def test_what_a_failed_call_held_is_free_while_the_others_take_turns(cuda: Cuda) -> None:
+    class Scores:
+        """Stands for a large tensor."""
+
+    held: list[weakref.ref[Scores]] = []
+
+    def broken() -> Callable[[], object]:
+        scores = Scores()
+        held.append(weakref.ref(scores))
+        try:
+            raise MemoryError
+        except MemoryError as error:
+            raise RuntimeError("no room") from error
+
+    def working() -> Callable[[], object]:
+        assert held[0]() is None
+        return cuda.kernel(1e-3)
+
+    events_timer = timer()
+    bad, good = take_turns([events_timer.source(broken), events_timer.source(working)], TERMS, random.Random(0))
+    assert str(bad.error) == "no room"
+    assert good.error is None
+
+
 def test_a_lost_device_ends_all_turns(cuda: Cuda) -> None:
     def broken() -> Callable[[], object]:
         raise RuntimeError("illegal address")
@@ -174,5 +199,6 @@ def test_a_lost_device_ends_all_turns(cuda: Cuda) -> None:
     sources = [events_timer.source(broken), events_timer.source(always(cuda.kernel(1e-3)))]
     first, second = take_turns(sources, TERMS, random.Random(0), lost=lambda: True)
     assert first.error is not None
+    assert (first.lost, second.lost) == (True, False)
     assert second.error is None
     assert not second.durations
