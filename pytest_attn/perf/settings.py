@@ -7,10 +7,34 @@ from typing import Any
 
 import torch
 
+_PER_BACKEND = "set per backend"
+
+
+def _matmul_precision() -> str:
+    """Return torch's one word for all backends; it raises where a backend was set to something else."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return _PER_BACKEND
+
+
+def _set_matmul_precision(value: str) -> None:
+    if value != _PER_BACKEND:
+        torch.set_float32_matmul_precision(value)
+
+
+def _of_backend(name: str) -> tuple[Callable[[], Any], Callable[[Any], object]]:
+    matmul = getattr(torch.backends, name).matmul
+    return (lambda: matmul.fp32_precision), (lambda value: setattr(matmul, "fp32_precision", value))
+
+
+# The word for all backends stands before each one's own: to set it sets them.
 _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "number of threads": (torch.get_num_threads, torch.set_num_threads),
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-    "matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "matmul precision": (_matmul_precision, _set_matmul_precision),
+    "matmul precision on CUDA": _of_backend("cuda"),
+    "matmul precision on a CPU": _of_backend("mkldnn"),
     "deterministic mode": (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
     "gradient mode": (torch.is_grad_enabled, torch.set_grad_enabled),
 }
