@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from tests.tool.nested import ROOT, lay_out, run
+from tests.tool.nested import torch_is_whole as torch_is_whole
 
 pytest_plugins = ["pytester"]
 PAGES = ("README.md", "docs/judge-your-kernel.md")
