@@ -39,7 +39,7 @@ def main(out: Path) -> None:
     rounds._timed_batch = clocked("timed rounds", rounds._timed_batch)
     rounds._warm_up = clocked("warm-up", rounds._warm_up)
     inputs.make_tensors = clocked("inputs", inputs.make_tensors)
-    check._error_ratio = clocked("oracle", check._error_ratio)
+    check._judged = clocked("oracle", check._judged)
     check._timed_run = clocked("two first calls", check._timed_run)
     measure.memory_of = clocked("memory", measure.memory_of)
     measure.trace = clocked("trace", measure.trace)
