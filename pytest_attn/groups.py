@@ -31,7 +31,7 @@ class Groups:
     def instruments(self, session: AttnSession) -> Instruments:
         """Return what measures on the session's device, made at the first call."""
         if self._instruments is None:
-            self._instruments = Instruments(session.device, session.contract)
+            self._instruments = Instruments(session.device, session.contract, session.traced_by)
         return self._instruments
 
     def described(self) -> dict[str, object]:

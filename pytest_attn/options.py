@@ -60,6 +60,11 @@ def add_options(parser: pytest.Parser) -> None:
         help="take the energy of a call as well, from the device's counter (0.6 s more for each cell)",
     )
     group.addoption(
+        "--attn-brief",
+        action="store_true",
+        help="time each cell for at most 0.1 s, which the contract's name then says: for the many processes of a gate",
+    )
+    group.addoption(
         "--attn-shard",
         metavar="i/n",
         help="time only every n-th problem of the grid, from the i-th on: one of n runs that `attn merge` joins",
@@ -73,6 +78,11 @@ def add_options(parser: pytest.Parser) -> None:
         "--attn-shuffle",
         metavar="SEED",
         help="time the problems in an order that this text shuffles; the same text gives the same order",
+    )
+    group.addoption(
+        "--attn-untraced",
+        metavar="RUN.json",
+        help="start no profiler: leave the kernels' names and the timer's calibration to this run of the same machine",
     )
     group.addoption(
         "--attn-gate",

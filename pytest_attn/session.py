@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pytest_attn.isolation.workers import Workers
     from pytest_attn.perf.journal import Journal
     from pytest_attn.perf.measure import Measured
+    from pytest_attn.perf.untraced import TracedRun
 
 
 @dataclass
@@ -51,7 +52,8 @@ class AttnSession:
     ``missing`` maps implementations that cannot run here to the reason; ``broken`` entry points likewise.
     ``resumed`` maps a record's key to what an earlier, unfinished run measured. ``workers`` runs the implementations
     in processes of their own, where that was asked for; those in ``registry`` then only stand for them. ``cells`` are
-    the timed tests that were collected, ``journaled`` those of them whose result is in the journal.
+    the timed tests that were collected, ``journaled`` those of them whose result is in the journal. ``traced_by`` is
+    the run that a profiler looked at in place of this one.
     """
 
     config: pytest.Config
@@ -71,6 +73,7 @@ class AttnSession:
     workers: Workers | None = None
     cells: list[tuple[str, str, str]] = field(default_factory=list)
     journaled: set[tuple[str, str, str]] = field(default_factory=set)
+    traced_by: TracedRun | None = None
 
     @property
     def isolate(self) -> bool:
@@ -265,6 +268,8 @@ def _build(config: pytest.Config) -> AttnSession:
         contract = dataclasses.replace(contract, energy_s=_ENERGY_S)
     if workers is not None:
         contract = dataclasses.replace(contract, isolated=True)
+    if config.getoption("attn_brief"):
+        contract = contract.shortened()
     registry = discover() if workers is None else _discover_isolated(workers, device)
     names = options.impl_names(config)
     try:
@@ -285,6 +290,15 @@ def _build(config: pytest.Config) -> AttnSession:
         raise pytest.UsageError(f"--attn-grid: {error}") from None
     except ValueError as error:
         raise pytest.UsageError(f"--attn-repro: {error}") from None
+    if (traced := config.getoption("attn_untraced")) is not None:
+        from pytest_attn.perf.untraced import traced_run
+
+        if workers is not None or contract.timer == "kineto":
+            raise pytest.UsageError("--attn-untraced goes with neither --attn-isolate nor --attn-timer kineto")
+        try:
+            session.traced_by = traced_run(traced, session.machine, contract.id)
+        except ValueError as error:
+            raise pytest.UsageError(f"--attn-untraced: {error}") from None
     if session.shard is not None and not problems:
         raise pytest.UsageError(f"--attn-shard {session.shard}: the grid {session.grid_name} has fewer problems")
     return session

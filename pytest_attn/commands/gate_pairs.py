@@ -63,6 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="ours",
         help="measure both sides with this attn's pytest_attn, or each with its own (default: %(default)s)",
     )
+    parser.add_argument(
+        "--trace",
+        choices=("every", "first"),
+        default="every",
+        help="let a profiler name the kernels in every process, or in the first pair only, which saves seconds a "
+        "process on CUDA (default: %(default)s)",
+    )
     gate_output.add_arguments(parser)
     parser.add_argument("pytest", nargs="*", metavar="-- PYTEST_ARGS", help="what pytest runs, such as tests/perf")
 
@@ -121,6 +128,7 @@ def opened(
             "pytest": arguments.pytest,
             "setup": arguments.setup,
             "harness": arguments.harness,
+            "trace": arguments.trace,
         }
         plan = _plan(path / "gate.json")
         if plan is None:
@@ -156,7 +164,8 @@ def measure(folder: Folder, base: Side, head: Side, settings: Settings, argument
         if head.checkout.name != ".head" and working_tree(head.checkout) != head.commit:
             raise GateError("the working tree changed while it was measured; start again with another --out")
 
-    collector = Collector(base, head, harness, arguments.pytest, folder.path, _say, unchanged)
+    first_only = arguments.trace == "first"
+    collector = Collector(base, head, harness, arguments.pytest, folder.path, _say, unchanged, first_only)
     pairs = arguments.pairs if arguments.pairs is not None else settings.pairs
     first = collector.collect("first", pairs)
     verdicts = judge_pairs(first, settings.paired, arguments.control)

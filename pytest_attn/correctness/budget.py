@@ -143,7 +143,12 @@ def _error(got: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
 
 
 def _largest(ratio: torch.Tensor) -> tuple[int, ...]:
-    return tuple(int(i) for i in torch.unravel_index(ratio.argmax(), ratio.shape))
+    # torch.unravel_index would import sympy, which takes a process most of a second.
+    flat, index = int(ratio.argmax()), []
+    for size in reversed(ratio.shape):
+        flat, place = divmod(flat, size)
+        index.append(place)
+    return tuple(reversed(index))
 
 
 def _row_ratio(error: torch.Tensor, yardstick: torch.Tensor, scatter: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_attn.gate.pairs import Pair
@@ -33,6 +33,7 @@ class Collector:
         folder: where the results lie; it must be there.
         say: takes a line of progress.
         unchanged: raises :class:`GateError` when a tree is no longer what it was; asked before each pair.
+        trace_first_only: only the processes of the very first pair start a profiler, and calibrate for the rest.
     """
 
     base: Side
@@ -42,6 +43,8 @@ class Collector:
     folder: Path
     say: Callable[[str], None]
     unchanged: Callable[[], None] = lambda: None
+    trace_first_only: bool = False
+    _traced: Path | None = field(default=None, init=False)
 
     def collect(self, stage: str, pairs: int, cells: Sequence[Key] | None = None) -> list[Pair]:
         """Return ``pairs`` pairs, those that the folder has and the rest measured now.
@@ -68,6 +71,8 @@ class Collector:
         for number in range(1, pairs + 1):
             if number not in found:
                 found[number] = self._measure(stage, number, pairs, listed, clock)
+            if self.trace_first_only and self._traced is None:
+                self._traced = Path(found[number].base.source)
         return [found[number] for number in range(1, pairs + 1)]
 
     def _measure(self, stage: str, number: int, pairs: int, cells: Path | None, clock: _Clock) -> Pair:
@@ -89,6 +94,7 @@ class Collector:
                         target / f"{side.name}.json",
                         shuffle=f"{stage}-{number}",
                         cells=cells,
+                        traced_by=self._traced,
                     )
                     clock.took(time.monotonic() - began)
                     _refuse_empty(side, runs[side.name])

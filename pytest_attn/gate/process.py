@@ -117,6 +117,7 @@ def measure(
     *,
     shuffle: str,
     cells: Path | None = None,
+    traced_by: Path | None = None,
 ) -> Run:
     """Time ``side`` in a fresh process and return its run, which lies in ``target``; its log lies beside it.
 
@@ -127,6 +128,7 @@ def measure(
         target: file to write; the folder must be there.
         shuffle: the same text gives the same order of cells.
         cells: file that lists the cells to time, for ``--attn-cells``; all without it.
+        traced_by: the run that a profiler looked at in place of this one, for ``--attn-untraced``.
 
     Raises:
         Died: it was killed, or stopped in the middle.
@@ -141,6 +143,7 @@ def measure(
         *(f"--rootdir={side.checkout.absolute()}", f"--confcutdir={side.checkout.absolute()}"),
         *(f"--benchmark-json={target.absolute()}", f"--attn-shuffle={shuffle}"),
         *([] if cells is None else [f"--attn-cells={cells.absolute()}"]),
+        *([] if traced_by is None else [f"--attn-untraced={traced_by.absolute()}"]),
         *arguments,
     ]
     code = _run(command, side, harness, log)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 TIMERS = ("auto", "events", "kineto", "wall")
@@ -41,6 +42,7 @@ class Contract:
         noisy_above: half-width above which the record is ``noisy`` instead of a number.
         energy_s: seconds of a loop of its own in which the energy of a call is taken; 0 leaves that out.
         isolated: the implementation had a process of its own, so its rounds took no turns with the others'.
+        brief: warm-up and rounds were cut short, see :meth:`shortened`.
     """
 
     timer: str
@@ -57,11 +59,26 @@ class Contract:
     noisy_above: float
     energy_s: float = 0.0
     isolated: bool = False
+    brief: bool = False
 
     @property
     def id(self) -> str:
-        """``timer/version``, with ``-isolated`` where that holds; stored in every record."""
-        return f"{self.timer}/{self.version}{'-isolated' if self.isolated else ''}"
+        """``timer/version``, with ``-isolated`` and ``-brief`` where those hold; stored in every record."""
+        return f"{self.timer}/{self.version}{'-isolated' * self.isolated}{'-brief' * self.brief}"
+
+    def shortened(self) -> Contract:
+        """Return these terms with at most a tenth of a second for the warm-up and for the rounds of a cell.
+
+        For a gate: its replicate is the process, and how far two processes of one tree are apart is mostly not the
+        uncertainty of their medians.
+        """
+        return dataclasses.replace(
+            self,
+            warmup_cap_s=min(self.warmup_cap_s, 0.1),
+            least_s=min(self.least_s, 0.05),
+            budget_s=min(self.budget_s, 0.1),
+            brief=True,
+        )
 
 
 def _device(timer: str, version: int) -> Contract:

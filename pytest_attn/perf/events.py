@@ -29,13 +29,24 @@ class EventTimer:
     is calibrated once, against the duration that CUPTI reports for the same kernels, and taken off.
     """
 
-    def __init__(self, device: torch.device, while_busy: Callable[[], object] = lambda: None) -> None:
-        """Calibrate; ``while_busy`` is called while the device works through a batch and the host would wait."""
+    def __init__(
+        self,
+        device: torch.device,
+        while_busy: Callable[[], object] = lambda: None,
+        overhead_s: float | None = None,
+    ) -> None:
+        """Calibrate.
+
+        Args:
+            device: a CUDA device.
+            while_busy: called while the device works through a batch and the host would wait.
+            overhead_s: fixed cost of a pair of events, where an earlier process of this machine has calibrated it.
+        """
         self.device = device
         self.flush = Flush(device)
         self.while_busy = while_busy
         self.cycles_per_second = self._spin_rate()
-        self.overhead_s = self._overhead()
+        self.overhead_s = self._overhead() if overhead_s is None else overhead_s
 
     def source(self, prepare: Prepare) -> EventSource:
         """Return a source of rounds of ``prepare()()``."""

@@ -9,6 +9,7 @@ from pytest_attn.perf.events import EventTimer
 from pytest_attn.perf.kineto import Flush, KinetoTimer
 from pytest_attn.perf.telemetry import NoTelemetry, Telemetry
 from pytest_attn.perf.timers import Timer
+from pytest_attn.perf.untraced import TracedRun
 from pytest_attn.perf.wall import WallTimer
 
 
@@ -20,12 +21,14 @@ class Instruments:
         flush: fills L2 (``None`` on a CPU).
         telemetry: NVML's view, or ``None``.
         no_telemetry: why there is none.
+        traced_by: the run that has the timer's calibration and the names of the kernels, where no profiler is to start.
     """
 
-    def __init__(self, device: torch.device, contract: Contract) -> None:
-        """Calibrate the timer of ``contract`` on ``device``."""
+    def __init__(self, device: torch.device, contract: Contract, traced_by: TracedRun | None = None) -> None:
+        """Calibrate the timer of ``contract`` on ``device``, unless an earlier run did."""
         self.device = device
         self.contract = contract
+        self.traced_by = traced_by
         self.flush: Flush | None = None
         self.telemetry, self.no_telemetry = _telemetry(device)
         self.timer = self._timer()
@@ -38,7 +41,8 @@ class Instruments:
             kineto = KinetoTimer(self.device, while_busy=look)
             self.flush = kineto.flush
             return kineto
-        events = EventTimer(self.device, while_busy=look)
+        known_s = None if self.traced_by is None else self.traced_by.overhead_s
+        events = EventTimer(self.device, while_busy=look, overhead_s=known_s)
         self.flush = events.flush
         return events
 
@@ -53,6 +57,7 @@ class Instruments:
             "overhead_us": None if self.overhead_s is None else round(1e6 * self.overhead_s, 3),
             "flush_bytes": None if self.flush is None else self.flush.nbytes,
             "telemetry": self.no_telemetry or "nvml",
+            "traced_by": None if self.traced_by is None else self.traced_by.source,
         }
 
 

@@ -245,7 +245,7 @@ class _Group:
             host_us=None if host_s is None else 1e6 * host_s,
             compile_s=member.checked.compile_s,
             kernel_s=kernel_s,
-            kernels=shortened(kernels),
+            kernels=None if kernels is None else shortened(kernels),
             note=note,
             accuracy=None if member.checked.error_ratio is None else {"error_ratio": member.checked.error_ratio},
         )
@@ -268,11 +268,15 @@ class _Group:
 
     def _identify(
         self, member: _Member, inputs: Inputs, seconds: float | None
-    ) -> tuple[list[dict[str, object]], float | None, str | None]:
+    ) -> tuple[list[dict[str, object]] | None, float | None, str | None]:
         """Return the kernels of a call, their summed seconds, and what to say where those do not fit ``seconds``.
+
+        Without kernels (``None``) what ran is not proved, and the sentence says why.
 
         Raises :class:`RanAnother`, :class:`StrayWork` or :class:`Implausible` where the call is not what was timed.
         """
+        if (traced_by := self._instruments.traced_by) is not None:
+            return None, None, f"what ran was not traced here, but in {traced_by.source}"
         prepare, flush = self._round(member, inputs), self._instruments.flush
         if flush is None:
             operators = operators_of(prepare())
@@ -282,9 +286,9 @@ class _Group:
         try:
             traces = trace(prepare, flush, rounds, prepares_on_device=self._direction is Direction.BWD)
         except LostTrack as lost:
-            return [], None, f"what ran is not proved: {lost}"
+            return None, None, f"what ran is not proved: {lost}"
         if not traces:
-            return [], None, "what ran is not proved: torch.profiler reported no kernels"
+            return None, None, "what ran is not proved: torch.profiler reported no kernels"
         kernels = kernels_of(traces)
         check_identity(kernels, member.impl.kernels)
         kernel_s = median(traced.kernel_s for traced in traces)

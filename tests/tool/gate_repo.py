@@ -23,7 +23,8 @@ attempt = target.parent.name
 cells = options.get("--attn-cells")
 listed = None if cells is None else [line.split()[0] for line in Path(cells).read_text().splitlines()]
 with open(os.environ["GATE_TRACE"], "a") as trace:
-    print(json.dumps([side, seed, listed, os.getcwd(), sys.argv[-1]]), file=trace)
+    untraced = options.get("--attn-untraced")
+    print(json.dumps([side, seed, listed, os.getcwd(), sys.argv[-1], untraced]), file=trace)
 at = f"{side}-{seed}-{attempt}"
 plan = json.loads(os.environ.get("GATE_PLAN", "{}"))
 match plan.get(at) or plan.get(f"{side}-{seed}"):
@@ -98,5 +99,5 @@ def stand_in(folder: Path, kernels: dict[str, float] = KERNELS) -> Path:
 
 
 def traced(path: Path) -> list[list[Any]]:
-    """Return, of each process in order: side, seed, the implementations listed, its folder, its last argument."""
+    """Return, of each process: side, seed, implementations listed, folder, last argument, ``--attn-untraced``."""
     return [json.loads(line) for line in path.read_text().splitlines()]

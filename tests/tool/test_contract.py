@@ -34,6 +34,18 @@ def test_an_isolated_process_is_another_contract() -> None:
     assert contract.id == "events/2-isolated"
 
 
+def test_a_brief_contract_is_another_one_and_shorter() -> None:
+    for timer, device in (("events", "cuda"), ("wall", "cpu")):
+        whole = contract_for(timer, device)
+        brief = whole.shortened()
+        assert brief.id == f"{whole.id}-brief"
+        assert brief.budget_s == 0.1 < whole.budget_s
+        assert brief.least_s < brief.budget_s
+        assert brief.min_rounds == whole.min_rounds
+    isolated = dataclasses.replace(contract_for("events", "cuda"), isolated=True)
+    assert isolated.shortened().id == "events/2-isolated-brief"
+
+
 @pytest.mark.parametrize(
     ("timer", "device", "sentence"),
     [

@@ -77,7 +77,7 @@ def test_the_same_passes_in_turns_and_each_pair_has_its_own_order_of_cells(gate:
     seeds = [seed for _, seed, *_ in processes]
     assert seeds[0::2] == seeds[1::2], "one order inside a pair"
     assert len(set(seeds)) == 3
-    assert {last for *_, last in processes} == {"tests"}
+    assert {last for *_, last, _ in processes} == {"tests"}
     assert "pair 3/3 AB, head, 0:0" in said.err, "the time left"
 
 
@@ -88,7 +88,7 @@ def test_each_side_runs_in_its_own_checkout_and_none_is_left(gate: Gate, in_a_re
     said = gate("--base", "other", "--head", "main")
     assert said.code == 0
     assert "2 faster" in said.out
-    folders = {side: folder for side, _, _, folder, _ in traced(gate.trace)}
+    folders = {side: folder for side, _, _, folder, *_ in traced(gate.trace)}
     assert folders["base"] != folders["head"] != str(in_a_repository)
     assert len(git(in_a_repository, "worktree", "list").splitlines()) == 1
     assert json.loads((gate.out / "verdicts.json").read_text())["base"] == base
@@ -99,7 +99,7 @@ def test_what_is_slower_is_measured_again_alone_and_then_fails(gate: Gate, in_a_
     said = gate()
     assert said.code == 1
     assert said.out.splitlines()[-1] == "attn gate: 2 cells: 1 slower, 1 same: FAIL"
-    listed = [listed for _, _, listed, _, _ in traced(gate.trace)]
+    listed = [listed for _, _, listed, *_ in traced(gate.trace)]
     assert listed == [None] * 6 + [["two"]] * 6
 
 
@@ -108,6 +108,25 @@ def test_what_is_slower_once_only_is_unsure(gate: Gate) -> None:
     assert said.code == 0
     assert "1 unsure" in said.out
     assert len(traced(gate.trace)) == 12
+
+
+def test_with_trace_first_one_run_of_the_first_pair_stands_for_all_later_ones(
+    gate: Gate, in_a_repository: Path
+) -> None:
+    slow_down(in_a_repository, two=2)
+    assert gate("--trace", "first").code == 1
+    traced_by = [path for *_, path in traced(gate.trace)]
+    assert traced_by[:2] == [None, None]
+    assert set(traced_by[2:]) == {str(gate.out / "first" / "pair-01" / "1" / "base.json")}
+    assert len(traced_by) == 12, "two stages of three pairs"
+
+
+def test_a_continued_gate_takes_the_trace_of_its_first_part(gate: Gate) -> None:
+    assert gate("--trace", "first", plan={"head-first-2": "usage"}).code == 2
+    assert gate("--trace", "first").code == 0
+    (last,) = {path for *_, path in traced(gate.trace)[-4:]}
+    assert last == str(gate.out / "first" / "pair-01" / "1" / "base.json")
+    assert "another trace (first -> every)" in gate().sentence
 
 
 def test_a_control_is_measured_again_with_what_it_controls(gate: Gate, in_a_repository: Path) -> None:
@@ -289,7 +308,7 @@ def test_noop_publishes_the_noise_of_each_cell_and_passes(gate: Gate, in_a_repos
     assert noise["cells"][0]["median"] == pytest.approx(0.0953, abs=1e-4)
     assert noise["cells"][1]["worst_pair"] == 0
     assert said.out.splitlines()[0].startswith("implementation")
-    assert {folder for *_, folder, _ in traced(gate.trace)} == {str(in_a_repository)}
+    assert {folder for _, _, _, folder, *_ in traced(gate.trace)} == {str(in_a_repository)}
 
 
 def test_noop_fails_when_a_cell_alarms(gate: Gate) -> None:

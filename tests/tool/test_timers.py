@@ -27,6 +27,13 @@ def test_without_a_profiler_the_pair_around_nothing_is_taken_off(cuda: Cuda, mon
     assert timer().overhead_s == pytest.approx(0.0, abs=1e-7)
 
 
+def test_a_calibration_of_another_process_needs_no_profiler(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "profile_kernels", lambda run: pytest.fail("a profiler was started"))
+    events_timer = EventTimer(torch.device("cpu"), overhead_s=2e-6)
+    (seconds,) = set(events_timer.source(always(cuda.kernel(20e-6))).batch(1))
+    assert seconds == pytest.approx(21e-6), "a pair costs 3 us here, of which 2 are taken off"
+
+
 def test_the_cache_is_flushed_before_each_round_and_outside_of_it(cuda: Cuda) -> None:
     events_timer = timer()
     before = events_timer.flush.count  # type: ignore[attr-defined]
