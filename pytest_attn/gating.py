@@ -10,6 +10,7 @@ import pytest
 
 from pytest_attn.gate.comparable import NotComparable, Terms, differences, sentence
 from pytest_attn.gate.compare import compare, exit_code
+from pytest_attn.gate.noise import BadNoise
 from pytest_attn.gate.settings import BadSettings, read_settings
 from pytest_attn.gate.verdict import Verdict
 from pytest_attn.perf.record import BadRun, Run, load_run
@@ -27,8 +28,8 @@ class GateHooks:
         self._config = config
         try:
             self._base = load_run(config.getoption("attn_gate"))
-            self._settings = read_settings(config.rootpath / "pyproject.toml")
-        except (BadRun, BadSettings) as error:
+            self._settings = read_settings(config.rootpath / "pyproject.toml").with_noise()
+        except (BadNoise, BadRun, BadSettings) as error:
             raise pytest.UsageError(f"--attn-gate: {error}") from None
         self._head: Run | None = None
         self._verdicts: list[Verdict] = []
@@ -40,6 +41,11 @@ class GateHooks:
         if session is None or not session.cells:
             return
         run = _as_stored(session.run())
+        try:
+            if self._settings.noise is not None:
+                self._settings.noise.refuse_other(run)
+        except NotComparable as error:
+            raise pytest.UsageError(f"--attn-gate: {error}") from None
         contracts = {record.contract for record in self._base.records if record.status == "ok"}
         before = Terms(self._base.machine, contracts, self._base.grid)
         if found := differences(before, Terms(run.machine, {session.contract.id}, run.grid)):
@@ -76,12 +82,14 @@ class GateHooks:
         if self._head is None or not self._verdicts:
             return
         from pytest_attn.gate.annotations import workflow_commands
+        from pytest_attn.gate.noise import raised_note
         from pytest_attn.gate.shift import common_shift
         from pytest_attn.gate.terminal import notes, render, summary
 
         code = exit_code(self._verdicts, self._settings.fail_on_lost)
         lines = [
             *notes(self._base, self._head, common_shift(self._verdicts, self._settings.stored)),
+            *raised_note(self._verdicts, self._settings.stored),
             *render(self._verdicts, verbose=self._config.get_verbosity() > 0, colour=terminalreporter.hasmarkup),
             summary(self._verdicts, code),
         ]

@@ -38,6 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
     settings = gate_output.settings(arguments, Path())
     base, head = read_run(arguments.base), read_run(arguments.head)
     try:
+        if settings.noise is not None:
+            settings.noise.refuse_other(head)
         verdicts = compare(base, head, settings.stored, allow=allow, control=arguments.control)
     except NotComparable as error:
         hint = f"; --allow {','.join(error.names)} compares them all the same" if error.names else ""

@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises :class:`UserError` for a tree that cannot be measured, and for options that cannot be used.
     """
-    from pytest_attn.gate.noise import noise_floor, noise_table
+    from pytest_attn.gate.noise import noise_document, noise_floor, noise_table
     from pytest_attn.gate.process import Side
     from pytest_attn.gate.worktree import repository, working_tree
 
@@ -33,8 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
             base, head = (Side(name, tree, here.top, here.prefix) for name in ("base", "head"))
             measured = gate_pairs.measure(folder, base, head, settings, arguments)
             cells = noise_floor(measured.verdicts)
-            machine = dict(measured.pairs[0].head.machine)
-            noise = {"schema": 1, "commit": tree, "machine": machine, "pairs": len(measured.pairs), "cells": cells}
+            noise = noise_document(tree, measured.pairs[0].head.machine, len(measured.pairs), cells)
             write_json(folder.path / "noise.json", noise)
             print(*noise_table(cells), sep="\n")
             gate_pairs.name_files(arguments, folder.path)

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare where verdicts go and how they are reached."""
     parser.add_argument("--threshold", metavar="SHARE", help="least change of a median, instead of the settings'")
+    parser.add_argument(
+        "--noise",
+        type=Path,
+        metavar="FLOOR.json",
+        help="ask of each cell at least three times its noise floor: the noise.json of attn gate noop",
+    )
     parser.add_argument("--control", metavar="IMPL", help="judge times relative to this implementation's, run by run")
     parser.add_argument("--fail-on-lost", action="store_true", help="exit 1 too when the head lost a cell of the base")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the verdicts to FILE as well")
@@ -35,11 +41,12 @@ def settings(arguments: argparse.Namespace, folder: Path) -> Settings:
     import dataclasses
 
     from pytest_attn.gate import BadSettings, read_settings
+    from pytest_attn.gate.noise import BadNoise
     from pytest_attn.gate.thresholds import parse_relative
 
     try:
-        found = read_settings(folder / "pyproject.toml")
-    except BadSettings as error:
+        found = read_settings(folder / "pyproject.toml").with_noise(arguments.noise)
+    except (BadNoise, BadSettings) as error:
         raise UserError(str(error)) from None
     if arguments.threshold is not None:
         try:
@@ -79,10 +86,12 @@ def deliver(
     from pytest_attn.gate.document import document
     from pytest_attn.gate.junit import junit
     from pytest_attn.gate.markdown import markdown
+    from pytest_attn.gate.noise import raised_note
     from pytest_attn.gate.terminal import render, summary
     from pytest_attn.text import wants_colour
 
     code = exit_code(verdicts, fail_on_lost=fail_on_lost)
+    notes = [*notes, *raised_note(verdicts, thresholds)]
     # Before the table, so that a reader who closes the pipe early still gets the files.
     if arguments.json is not None:
         write_json(arguments.json, document(verdicts, thresholds, code, **more))

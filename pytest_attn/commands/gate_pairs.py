@@ -165,7 +165,8 @@ def measure(folder: Folder, base: Side, head: Side, settings: Settings, argument
             raise GateError("the working tree changed while it was measured; start again with another --out")
 
     first_only = arguments.trace == "first"
-    collector = Collector(base, head, harness, arguments.pytest, folder.path, _say, unchanged, first_only)
+    accept = (lambda run: None) if settings.noise is None else settings.noise.refuse_other
+    collector = Collector(base, head, harness, arguments.pytest, folder.path, _say, unchanged, first_only, accept)
     pairs = arguments.pairs if arguments.pairs is not None else settings.pairs
     first = collector.collect("first", pairs)
     verdicts = judge_pairs(first, settings.paired, arguments.control)

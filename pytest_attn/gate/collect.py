@@ -34,6 +34,7 @@ class Collector:
         say: takes a line of progress.
         unchanged: raises :class:`GateError` when a tree is no longer what it was; asked before each pair.
         trace_first_only: only the processes of the very first pair start a profiler, and calibrate for the rest.
+        accept: raises for a run that cannot be judged; asked after each process.
     """
 
     base: Side
@@ -44,6 +45,7 @@ class Collector:
     say: Callable[[str], None]
     unchanged: Callable[[], None] = lambda: None
     trace_first_only: bool = False
+    accept: Callable[[Run], None] = lambda run: None
     _traced: Path | None = field(default=None, init=False)
 
     def collect(self, stage: str, pairs: int, cells: Sequence[Key] | None = None) -> list[Pair]:
@@ -98,6 +100,7 @@ class Collector:
                     )
                     clock.took(time.monotonic() - began)
                     _refuse_empty(side, runs[side.name])
+                    self.accept(runs[side.name])
             except Died as error:
                 clock.lost(len(runs))
                 if attempt == _ATTEMPTS:

@@ -130,10 +130,11 @@ def _judge_time(
         *key,
         movement.outcome,
         movement.code,
-        movement.sentence,
+        movement.sentence + thresholds.said,
         movement.base_s,
         movement.head_s,
         ratios=movement.ratios,
+        threshold=thresholds.relative,
     )
 
 

@@ -45,7 +45,8 @@ def judge(cell: Cell, thresholds: Thresholds, *, control: float = 1.0, any_contr
     if outcome in (Outcome.SLOWER, Outcome.FASTER) and (doubt := _doubt(base, head, control, limits)):
         outcome, (code, why) = Outcome.UNSURE, doubt
         sentence = f"{sentence}, but {why}"
-    return Verdict(*cell.key, outcome, code, sentence, base.time_s.median, level.median)
+    sentence += limits.said
+    return Verdict(*cell.key, outcome, code, sentence, base.time_s.median, level.median, threshold=limits.relative)
 
 
 def _doubt(base: Record, head: Record, control: float, thresholds: Thresholds) -> tuple[str, str] | None:

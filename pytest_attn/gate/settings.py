@@ -5,6 +5,7 @@
     [tool.pytest-attn.gate]
     pairs = 11
     fail_on_lost = true
+    noise_floor = "ci/h100-noise.json"      # of attn gate noop; relative to this file
 
     [tool.pytest-attn.gate.time]
     relative = "4%"          # stored_relative is that of stored runs
@@ -32,6 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pytest_attn.gate.noise import NoiseFloor, read_noise
 from pytest_attn.gate.thresholds import ACTIONS, EXACT, STORED, TIME_FIELDS, Limit, Override, Thresholds, parse_relative
 
 TABLE = "tool.pytest-attn.gate"
@@ -50,12 +52,28 @@ class Settings:
         stored: thresholds of two stored runs.
         pairs: how many pairs to run.
         fail_on_lost: whether a cell that the base had and the head has not fails the gate.
+        noise_file: where the noise floors of the cells are, if anywhere.
+        noise: what :meth:`with_noise` read there.
     """
 
     paired: Thresholds = field(default_factory=Thresholds)
     stored: Thresholds = STORED
     pairs: int = 15
     fail_on_lost: bool = False
+    noise_file: Path | None = None
+    noise: NoiseFloor | None = None
+
+    def with_noise(self, path: Path | None = None) -> Settings:
+        """Return these settings with the noise floors of ``path``, or of :attr:`noise_file`, where there is one.
+
+        Raises :class:`~pytest_attn.gate.noise.BadNoise` for a file that cannot be used.
+        """
+        file = self.noise_file if path is None else path
+        if file is None:
+            return self
+        noise = read_noise(file)
+        paired, stored = (dataclasses.replace(each, noise=dict(noise.cells)) for each in (self.paired, self.stored))
+        return dataclasses.replace(self, paired=paired, stored=stored, noise=noise)
 
 
 def read_settings(path: Path) -> Settings:
@@ -83,7 +101,7 @@ class _Reader:
         self._path = path
 
     def settings(self, data: Mapping[str, Any]) -> Settings:
-        self._known(TABLE, data, ("pairs", "fail_on_lost", "time", "cell", *EXACT))
+        self._known(TABLE, data, ("pairs", "fail_on_lost", "noise_floor", "time", "cell", *EXACT))
         time = self._values(f"{TABLE}.time", data.get("time", {}), (*TIME_FIELDS, "stored_relative"))
         stored_relative = time.pop("stored_relative", STORED.relative)
         metrics = {name: self._limit(f"{TABLE}.{name}", limit, data.get(name, {})) for name, limit in EXACT.items()}
@@ -99,6 +117,7 @@ class _Reader:
             ),
             self._whole(data.get("pairs", Settings().pairs)),
             self._flag(data.get("fail_on_lost", False)),
+            self._file(data.get("noise_floor")),
         )
 
     def _override(self, data: Any) -> Override:
@@ -148,6 +167,11 @@ class _Reader:
         if type(value) is not int or value < 1:
             raise self._bad(TABLE, f"pairs: {value!r} is not a whole number of at least 1")
         return value
+
+    def _file(self, value: Any) -> Path | None:
+        if value is not None and not (isinstance(value, str) and value):
+            raise self._bad(TABLE, f"noise_floor: {value!r} is not the name of a file")
+        return None if value is None else self._path.parent / value
 
     def _flag(self, value: Any) -> bool:
         if not isinstance(value, bool):

@@ -14,6 +14,9 @@ from pytest_attn.gate.verdict import Key
 
 ACTIONS = ("fail", "warn", "off")
 
+NOISE_FACTOR = 3
+"""A movement must be this many times what the same tree moves by against itself."""
+
 
 def _check_numbers(thresholds: object, names: tuple[str, ...]) -> None:
     for name in names:
@@ -84,6 +87,9 @@ class Thresholds:
         clock: paired runs: a median difference of the SM clock beyond this share may explain a movement.
         metrics: limits of the exact metrics.
         cells: exceptions by pattern of cell; where several match, the last one that sets a value has it.
+        noise: noise floors by ``"impl problem_id direction"``, as logarithms (:mod:`~pytest_attn.gate.noise`). A cell's
+            share is at least :data:`NOISE_FACTOR` times its floor.
+        raised: of one cell: its ``relative`` is what its noise asks for, and more than was set.
 
     ``reports/gate/README.md`` shows what the defaults find and how often they alarm on nothing.
 
@@ -100,6 +106,8 @@ class Thresholds:
     clock: float = 0.02
     metrics: Mapping[str, Limit] = field(default_factory=lambda: dict(EXACT))
     cells: tuple[Override, ...] = ()
+    noise: Mapping[str, float] = field(default_factory=dict)
+    raised: bool = False
 
     def __post_init__(self) -> None:
         _check_numbers(self, TIME_FIELDS)
@@ -121,7 +129,11 @@ class Thresholds:
         return math.ceil(self.agreement * pairs - 1e-9)
 
     def for_cell(self, key: Key) -> Thresholds:
-        """Return what holds for ``key``: these thresholds with the exceptions that match it applied."""
+        """Return what holds for ``key``: these thresholds with its exceptions applied, and raised to its noise.
+
+        >>> Thresholds(noise={"naive b1 fwd": 0.02}).for_cell(("naive", "b1", "fwd")).said
+        '; its noise asks for more than 6.18 %'
+        """
         name = " ".join(key)
         time: dict[str, Any] = {}
         metrics = dict(self.metrics)
@@ -130,7 +142,14 @@ class Thresholds:
                 time |= override.time
                 for metric, changes in override.metrics.items():
                     metrics[metric] = dataclasses.replace(metrics[metric], **changes)
-        return dataclasses.replace(self, **time, metrics=metrics, cells=()) if self.cells else self
+        found = dataclasses.replace(self, **time, metrics=metrics, cells=()) if self.cells else self
+        least = math.expm1(NOISE_FACTOR * self.noise.get(name, 0.0))
+        return dataclasses.replace(found, relative=least, noise={}, raised=True) if least > found.relative else found
+
+    @property
+    def said(self) -> str:
+        """What to add to a sentence on a cell whose share its noise has raised; empty for any other."""
+        return f"; its noise asks for more than {100 * self.relative:.3g} %" if self.raised else ""
 
 
 TIME_FIELDS = (

@@ -47,6 +47,7 @@ class Verdict:
         lost: the base measured it and the head did not: a regression of another kind, to be shown loudly.
         metric: ``time`` or one of :data:`pytest_attn.gate.exact.METRICS`.
         ratios: head over base of each pair that was used, in the order they were taken; empty for stored runs.
+        threshold: the share that a time had to move by; ``None`` where nothing was compared.
     """
 
     impl: str
@@ -60,6 +61,7 @@ class Verdict:
     lost: bool = False
     metric: str = TIME
     ratios: tuple[float, ...] = ()
+    threshold: float | None = None
 
     @property
     def key(self) -> Key:
@@ -108,6 +110,7 @@ class Verdict:
             "head": self.head,
             "ratio": self.ratio,
             "ratios": list(self.ratios),
+            "threshold": self.threshold,
             "lost": self.lost,
         }
 

@@ -242,6 +242,7 @@ def test_a_verdict_has_a_json_form() -> None:
         "ratio": 2.0,
         "ratios": [],
         "lost": False,
+        "threshold": 0.05,
     }
 
 

@@ -311,6 +311,28 @@ def test_noop_publishes_the_noise_of_each_cell_and_passes(gate: Gate, in_a_repos
     assert {folder for _, _, _, folder, *_ in traced(gate.trace)} == {str(in_a_repository)}
 
 
+def test_the_noise_that_a_noop_published_raises_the_threshold_of_its_cells(gate: Gate, in_a_repository: Path) -> None:
+    assert gate(command="noop", plan={"two-head-first": 1.2}).code == 0
+    gate.out.rename(gate.out.with_name("noop"))
+    floor = str(gate.out.with_name("noop") / "noise.json")
+    slow_down(in_a_repository, two=1.5)
+    said = gate("--noise", floor)
+    assert said.code == 0, "three times 20 % is more than half as much again"
+    assert "note: the noise floor raises the threshold of 1 of 2 cells, up to 72.8 %" in said.out
+    verdicts = json.loads((gate.out / "verdicts.json").read_text())
+    assert verdicts["thresholds"]["noise"].keys() >= {f"two {verdicts['verdicts'][0]['problem_id']} fwd"}
+    assert {each["impl"]: round(each["threshold"], 3) for each in verdicts["verdicts"]} == {"one": 0.3, "two": 0.728}
+    assert gate().code == 1, "without the floor the same pairs fail"
+
+
+def test_noise_of_another_machine_ends_the_gate_after_one_process(gate: Gate, tmp_path: Path) -> None:
+    floor = tmp_path / "noise.json"
+    floor.write_text(json.dumps({"schema": 2, "machine": {"device": "A100"}, "cells": []}))
+    said = gate("--noise", str(floor))
+    assert (said.code, len(traced(gate.trace))) == (2, 1)
+    assert said.sentence.startswith(f"the noise of {floor} is another machine's (device: A100 -> a CPU")
+
+
 def test_noop_fails_when_a_cell_alarms(gate: Gate) -> None:
     said = gate(command="noop", plan={"two-head-first": 2.0, "two-head-again": 2.0})
     assert said.code == 1

@@ -55,6 +55,25 @@ def test_a_slower_cell_fails_the_run_without_a_traceback(
     assert "Traceback" not in said(result)
 
 
+def test_a_noise_floor_of_the_settings_holds_here_too(pytester: pytest.Pytester, base: Base) -> None:
+    stored = base(0.01)
+    run_ = json.loads((pytester.path / "base.json").read_text())
+    cells = [
+        {"impl": "naive", "problem_id": f"b1-h2-kv2-q16-k16-d8-fp32-{mask}", "direction": "fwd", "floor": 9.0}
+        for mask in ("full", "causal")
+    ]
+    floor = {"schema": 2, "machine": run_["attn"]["machine"], "cells": cells}
+    (pytester.path / "floor.json").write_text(json.dumps(floor))
+    (pytester.path / "pyproject.toml").write_text(f'[tool.pytest-attn.gate]\nnoise_floor = "floor.json"\n{SETTINGS}')
+    result = run(pytester, *TINY, stored)
+    assert result.ret == 0, "a hundred times as long is within the floor"
+    result.stdout.fnmatch_lines(["note: the noise floor raises the threshold of 2 of 2 cells*", "attn gate: *ok"])
+    (pytester.path / "floor.json").write_text(json.dumps(floor | {"machine": {"device": "abacus"}}))
+    result = run(pytester, *TINY, stored)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "--attn-gate: the noise of" in said(result)
+
+
 def test_what_is_not_slower_passes(pytester: pytest.Pytester, base: Base) -> None:
     result = run(pytester, *TINY, base(100))
     assert result.ret == 0
