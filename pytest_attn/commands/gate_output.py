@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def settings(arguments: argparse.Namespace, folder: Path) -> Settings:
     """Return ``[tool.pytest-attn.gate]`` of the folder's ``pyproject.toml``, with what the options replace.
 
-    Raises :class:`UserError` for either when it cannot be used.
+    Raises :class:`UserError` for either when it cannot be used, and for an output whose folder cannot be made: a gate
+    takes minutes to hours, and its verdicts must not be lost at the end.
     """
     import dataclasses
 
@@ -44,6 +45,14 @@ def settings(arguments: argparse.Namespace, folder: Path) -> Settings:
     from pytest_attn.gate.noise import BadNoise
     from pytest_attn.gate.thresholds import parse_relative
 
+    for option in ("json", "junit", "markdown", "history"):
+        path = getattr(arguments, option, None)
+        if path is None:
+            continue
+        try:
+            path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--{option} {path}: cannot make its folder: {error.strerror or error}") from None
     try:
         found = read_settings(folder / "pyproject.toml").with_noise(arguments.noise)
     except (BadNoise, BadSettings) as error:

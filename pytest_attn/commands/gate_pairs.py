@@ -105,8 +105,10 @@ def opened(
 ) -> Iterator[Folder]:
     """Give the folder of ``--out``, new or left by a run of the same trees and options; no other gate has it meanwhile.
 
-    Raises :class:`UserError` for a folder of something else, one in use, and too few pairs.
+    Raises :class:`UserError` for a folder of something else, one in use, too few pairs, and nothing to measure.
     """
+    if not arguments.pytest:
+        raise UserError("nothing is named to measure; give pytest's arguments after --, such as -- tests/perf")
     pairs = arguments.pairs if arguments.pairs is not None else settings.pairs
     if pairs < settings.paired.min_pairs:
         raise UserError(

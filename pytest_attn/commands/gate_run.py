@@ -44,12 +44,13 @@ def run(arguments: argparse.Namespace) -> int:
         measured = gate_pairs.measure(folder, sides[0], sides[1], settings, arguments)
         shift = common_shift(measured.verdicts, settings.paired)
         pair = measured.pairs[-1]
+        same = ["note: base and head are the same commit; whatever moved here is noise"] if base == head else []
         gate_pairs.name_files(arguments, folder.path)
         code = gate_output.deliver(
             measured.verdicts,
             settings.paired,
             arguments,
-            notes=notes(pair.base, pair.head, shift, stored=False),
+            notes=[*same, *notes(pair.base, pair.head, shift, stored=False)],
             fail_on_lost=settings.fail_on_lost,
             base=base,
             head=head,

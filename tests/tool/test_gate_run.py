@@ -271,6 +271,29 @@ def test_too_few_pairs_are_refused_before_anything_runs(gate: Gate) -> None:
     assert not gate.trace.exists()
 
 
+@pytest.mark.parametrize("option", ["--json", "--junit", "--markdown", "--history"])
+def test_an_output_that_could_not_be_written_is_refused_before_anything_runs(gate: Gate, option: str) -> None:
+    said = gate(option, "kernels.json/in/here.txt")
+    assert said.code == 2
+    assert said.sentence == f"{option} kernels.json/in/here.txt: cannot make its folder: Not a directory"
+    assert not gate.trace.exists()
+
+
+@pytest.mark.parametrize("command", [["run", "--base", "HEAD"], ["noop"]])
+def test_a_gate_of_nothing_is_refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gate", *command]) == 2
+    assert capsys.readouterr().err.startswith("attn gate: nothing is named to measure; give pytest's arguments after")
+    assert not Path("attn-gate").exists()
+
+
+def test_a_commit_against_itself_is_said_to_be_noise(gate: Gate, in_a_repository: Path) -> None:
+    note = "note: base and head are the same commit"
+    assert note in gate().out
+    (in_a_repository / "kernels.json").write_text(json.dumps(KERNELS, indent=1))
+    gate.out = gate.out.with_name("edited")
+    assert note not in gate().out
+
+
 def test_ended_by_a_signal_it_ends_the_process_that_measures(gate: Gate, in_a_repository: Path) -> None:
     command = [sys.executable, "-m", "pytest_attn.cli", "gate", "run", "--base", "HEAD", "--out", str(gate.out)]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
