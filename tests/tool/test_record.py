@@ -55,7 +55,7 @@ ADDED = {
     "kernel": {"count"},
     "run": {"shard", "instruments"},
 }
-INSTRUMENTS = {"overhead_us": 3.1, "flush_bytes": 104857600, "telemetry": "nvml"}
+INSTRUMENTS = {"overhead_us": 3.1, "flush_bytes": 104857600, "telemetry": "nvml", "traced_by": None}
 OOM = record(None, impl="other", status="oom", reason="out of memory: asked for 8.00 GiB")
 
 
