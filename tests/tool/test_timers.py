@@ -7,8 +7,10 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from pytest_attn.perf import energy, events
+from pytest_attn.perf.events import EventTimer
 from pytest_attn.perf.timers import HostBound
 from pytest_attn.perf.wall import WallTimer
 from tests.tool.fake_cuda import Cuda, Host, always, timer
