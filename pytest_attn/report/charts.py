@@ -53,6 +53,7 @@ def sweep_sheet(sweep: Sweep, metric: Metric, direction: str) -> Sheet | None:
         lines = _by_series(rows[rows["mask"] == mask], sweep.axis.column, order)
         _scales(panel.ax, sweep, metric, drawn, has_oom=not oom.empty)
         _lines(made, panel, lines, sweep, metric)
+        panel.mask = mask
         panel.alt = f"{title} {panel.title}, {sweep.fixed}. " + _alt(lines, sweep, metric)
     hollow = bool((~drawn["ok"]).any())
     key(made, spread=metric.low is not None, oom=not oom.empty, hollow=hollow)
@@ -99,13 +100,15 @@ def _lines(made: Sheet, panel: Panel, lines: dict[str, Line], sweep: Sweep, metr
             heights = [good[x][metric.column] if x in good else math.nan for x in sweep.values]
             fill = style.light if one["run_number"] == 0 else PAPER
             ax.plot(sweep.values, heights, **common, ls=style.dash, lw=1.7, mfc=fill, gid=gid, label=series)
+            made.mark(gid, series, (row["record"] for row in good.values()))
             if metric.low and metric.high:
                 low, high = ([row[end] for row in good.values()] for end in (metric.low, metric.high))
                 spread = ax.vlines(list(good), low, high, colors=style.light, linewidth=3.2, alpha=0.45)
-                spread.set_gid(f"{gid}-spread")
+                spread.set_gid(made.mark(f"{gid}-spread", series))
         if hollow:
             heights = [row[metric.column] for row in hollow.values()]
             ax.plot(list(hollow), heights, **common, ls="none", mfc="none", gid=f"{gid}-hollow")
+            made.mark(f"{gid}-hollow", series, (row["record"] for row in hollow.values()))
         last: tuple[float, float] | None = None
         if good or hollow:
             x = max({**good, **hollow})
@@ -116,15 +119,16 @@ def _lines(made: Sheet, panel: Panel, lines: dict[str, Line], sweep: Sweep, metr
         for x in (x for x, row in line.items() if row["status"] == "oom"):
             height = _OOM_TOP - _OOM_STEP * stacked.get(x, 0)
             stacked[x] = stacked.get(x, 0) + 1
-            _oom(ax, x, height, style.light, f"{gid}-oom-{x}", left=x != first)
+            oom = made.mark(f"{gid}-oom-{x}", series, [line[x]["record"]])
+            _oom(ax, x, height, style.light, oom, made.mark(f"{oom}-word", series), left=x != first)
             if x == sweep.values[-1]:
                 last = (_share(x, ax.get_xlim(), ax.get_xscale()), height)
         if last is not None:
             labels.append((series, one["impl"], *last))
-    _labels(ax, labels)
+    _labels(made, panel, labels)
 
 
-def _oom(ax: Axes, value: float, height: float, colour: str, gid: str, *, left: bool) -> None:
+def _oom(ax: Axes, value: float, height: float, colour: str, gid: str, word: str, *, left: bool) -> None:
     mark: dict[str, Any] = {
         "marker": "x",
         "markersize": 6.0,
@@ -140,19 +144,21 @@ def _oom(ax: Axes, value: float, height: float, colour: str, gid: str, *, left: 
         xytext=(-6 if left else 6, 0),
         textcoords="offset points",
         size=8,
-        color=colour,
+        color=INK,  # the colours of the series are for marks: as text some are too faint to read
         weight="bold",
+        gid=word,
         ha="right" if left else "left",
         va="center_baseline",
     )
 
 
-def _labels(ax: Axes, labels: list[tuple[str, str, float, float]]) -> None:
+def _labels(made: Sheet, panel: Panel, labels: list[tuple[str, str, float, float]]) -> None:
     """Name each line at the right edge, with a thin leader from its last point, so that no legend is needed."""
     heights = scales.spread_labels([y for *_, y in labels], _LABEL_GAP, 0.0, 1.0)
     size = 9 if len(labels) <= 14 else 6.5
     for (series, impl, x, y), height in zip(labels, heights, strict=True):
-        style, box = look(impl), ax.transAxes
+        ax = panel.ax
+        style, box, gid = look(impl), ax.transAxes, f"{panel.gid}-label-{slug(series)}"
         mark: dict[str, Any] = {
             "marker": style.marker,
             "markersize": 4.2,
@@ -160,8 +166,9 @@ def _labels(ax: Axes, labels: list[tuple[str, str, float, float]]) -> None:
             "clip_on": False,
             "transform": box,
         }
-        ax.plot([x, 1.03, 1.06], [y, height, height], color=style.light, linewidth=0.5, **mark)
-        ax.text(1.09, height, short(series, 16), size=size, color=INK, va="center_baseline", transform=box)
+        leader, name = made.mark(f"{gid}-leader", series), made.mark(gid, series)
+        ax.plot([x, 1.03, 1.06], [y, height, height], color=style.light, linewidth=0.5, gid=leader, **mark)
+        ax.text(1.09, height, short(series, 16), size=size, color=INK, va="center_baseline", transform=box, gid=name)
 
 
 def _share(value: float, limits: tuple[float, float], scale: str) -> float:

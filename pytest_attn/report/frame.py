@@ -52,7 +52,8 @@ def records_frame(runs: Sequence[Run]) -> pd.DataFrame:
     """Return the tidy table of all records of ``runs``.
 
     On top of :data:`COLUMNS` it has ``series`` (what a line in a figure is: the implementation, and the run where
-    there are several), ``run_number``, ``tokens`` (batch * q_len), ``group`` (heads / kv_heads), ``flops`` and ``ok``.
+    there are several), ``run_number``, ``tokens`` (batch * q_len), ``group`` (heads / kv_heads), ``flops``,
+    ``ok`` and ``record`` (its row).
 
     Raises :class:`~pytest_attn.perf.record.BadRun` when records were measured under different contracts.
     """
@@ -66,6 +67,7 @@ def records_frame(runs: Sequence[Run]) -> pd.DataFrame:
     extra = ("run_number", "tokens", "group", "flops")
     frame = pd.DataFrame(rows, columns=[name for name in (*COLUMNS, *extra) if name not in ("speedup", "memory_share")])
     frame["ok"] = frame["status"] == "ok"
+    frame["record"] = range(len(frame))  # the page finds a record by it, from a mark or a cell
     frame["series"] = frame["impl"] if len(runs) < 2 else frame["impl"] + " · " + frame["run"]
     _against_baseline(frame)
     return frame
