@@ -90,7 +90,7 @@ def _bars(made: Sheet, panel: Panel, rows: pd.DataFrame, metric: Metric) -> None
             color=INK if row.ok else FAINT,
             va="center_baseline",
         )
-    ax.set_yticks(range(len(rows)), [short(series, 16) for series in rows["series"]])
+    ax.set_yticks(range(len(rows)), [short(tag, 17) for tag in rows["tag"]])
     ax.tick_params(axis="y", length=0, labelcolor=INK)
     ax.set_ylim(len(rows) - 0.4, -0.6)
 
