@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
 from pytest_attn.perf.record import Run
 from pytest_attn.report import svg
-from pytest_attn.report.bars import bars_sheet
-from pytest_attn.report.charts import sweep_sheet
 from pytest_attn.report.draw import Sheet, settings
 from pytest_attn.report.embed import embedded, implementations, series_places
-from pytest_attn.report.findings import findings, problem_words
-from pytest_attn.report.frame import records_frame, run_labels, to_csv
+from pytest_attn.report.findings import findings
+from pytest_attn.report.frame import records_frame, run_labels, run_letter, to_csv
 from pytest_attn.report.html import Figure, Page, Section, about, mask_choices, render
 from pytest_attn.report.metrics import METRICS
-from pytest_attn.report.style import Look, look
-from pytest_attn.report.sweeps import AXES, Sweep, find_sweeps, headline_problem, masks_of
-from pytest_attn.report.tables import (
-    MOST_SWEEPS,
-    comparison_tables,
-    failure_table,
-    first_call_table,
-    sweep_tables,
-    to_markdown,
-)
-from pytest_attn.report.words import DIRECTIONS, clean, count, listed, short
+from pytest_attn.report.run_pairs import pair_tables
+from pytest_attn.report.sections import Data, Plan, Shot, plans
+from pytest_attn.report.sections import headline as headline_shots
+from pytest_attn.report.style import FAINT, Look, look
+from pytest_attn.report.sweeps import AXES, find_sweeps, headline_problem, masks_of
+from pytest_attn.report.tables import comparison_tables, failure_table, first_call_table, to_markdown
+from pytest_attn.report.words import clean, count, listed, short
 
-_HEADINGS = {"seq": "Sequence length", "batch": "Batch", "heads": "Heads", "embedding": "Embedding"}
 _CHOICES = {"fwd": "Forward", "bwd": "Backward", "fwd_bwd": "Forward + backward"}
 
 
@@ -44,13 +37,13 @@ def build(runs: Sequence[Run], left_out: Sequence[str] = ()) -> dict[str, bytes]
     tables = comparison_tables(frame)
     first_calls, failures = first_call_table(frame), failure_table(frame)
     series = series_places(frame)
-    maker = _Maker([look(impl) for impl in implementations(frame)], series)
-    directions = [direction for direction in DIRECTIONS if (frame["direction"] == direction).any()]
-
-    with settings():
-        headline = maker.headline(frame, first, directions)
-        sections = [maker.section(key, found, directions) for key, found in sweeps.items()]
     labels = run_labels(runs)
+    maker = _Maker([look(impl) for impl in implementations(frame)], series, _run_legend(labels))
+    data = Data.of(runs, frame, sweeps, first)
+    tables = [*(table for pair in data.pairs for table in pair_tables(pair)), *tables]
+    with settings():
+        headline = maker.figures(headline_shots(data))
+        sections = [section for plan in plans(data) if (section := maker.section(plan)) is not None]
     page = Page(
         title=f"Attention on {listed(labels)}",
         subtitle=_subtitle(runs, frame),
@@ -64,7 +57,7 @@ def build(runs: Sequence[Run], left_out: Sequence[str] = ()) -> dict[str, bytes]
         failures=failures,
         about=about(runs, labels),
         choices={
-            "direction": [(direction, _CHOICES[direction]) for direction in directions],
+            "direction": [(direction, _CHOICES[direction]) for direction in data.directions],
             "metric": [(metric.key, metric.name) for metric in METRICS.values()],
             "mask": mask_choices(masks_of(frame)),
             "axis": _axis_choices(sections),
@@ -86,35 +79,28 @@ def build(runs: Sequence[Run], left_out: Sequence[str] = ()) -> dict[str, bytes]
 class _Maker:
     """Draws figures once, keeps their files, and hands out their form for the page."""
 
-    def __init__(self, looks: Sequence[Look], series: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(self, looks: Sequence[Look], series: Mapping[str, tuple[int, int]], legend: str) -> None:
         self.looks, self.series = looks, series
+        self.legend = legend
         self.files: dict[str, bytes] = {}
 
-    def headline(self, frame: pd.DataFrame, problem: str | None, directions: Sequence[str]) -> list[Figure]:
-        rows = frame[frame["problem_id"] == problem]
-        if rows.empty:
-            return []
-        label = problem_words(rows.iloc[0])
-        drawn = [(direction, bars_sheet(rows, direction, label)) for direction in directions]
-        return [self._keep(made, "", direction) for direction, made in drawn if made is not None]
+    def figures(self, shots: Iterable[Shot]) -> list[Figure]:
+        """Draw ``shots``; one that finds no data gives no figure."""
+        drawn = [(shot, shot.draw()) for shot in shots]
+        return [self._keep(made, shot.metric, shot.direction) for shot, made in drawn if made is not None]
 
-    def section(self, key: str, sweeps: Sequence[Sweep], directions: Sequence[str]) -> Section:
-        figures = []
-        for direction in directions if sweeps else ():
-            for metric in METRICS.values():
-                made = sweep_sheet(sweeps[0], metric, direction)
-                if made is not None:
-                    figures.append(self._keep(made, metric.key, direction))
-        missing = ""
-        name = AXES[key].noun
-        if not sweeps:
-            missing = f"No figure: this run has no two problems that differ in {name} alone."
-        elif not figures:
-            missing = f"No figure: the run sweeps {name}, but no point of the sweep was measured."
-        left_out = max(0, len(sweeps) - 1 - MOST_SWEEPS)
-        return Section(key, _HEADINGS[key], figures, missing, sweep_tables(list(sweeps)), left_out)
+    def section(self, plan: Plan) -> Section | None:
+        """Return the section, ``None`` where it has nothing to show and nothing to say."""
+        figures = self.figures(plan.shots)
+        if not figures and not plan.missing:
+            return None
+        missing = "" if figures else plan.missing
+        return Section(plan.key, plan.heading, figures, missing, plan.others, plan.left_out)
 
     def _keep(self, made: Sheet, metric: str, direction: str) -> Figure:
+        if self.legend:
+            made.figure.text(0.99, 0.012, self.legend, size=8, color=FAINT, ha="right", va="bottom")
+            made.key.append(self.legend)
         vector, raster = svg.files(made)
         self.files |= {f"figures/{made.name}.svg": vector, f"figures/{made.name}.png": raster}
         panels = svg.inline(made, vector, self.looks, self.series)
@@ -124,6 +110,14 @@ class _Maker:
 def _axis_choices(sections: Sequence[Section]) -> list[tuple[str, str]]:
     drawn = [(section.key, section.heading) for section in sections if section.key in AXES and section.figures]
     return [("all", "All"), *drawn] if len(drawn) > 1 else []
+
+
+def _run_legend(labels: Sequence[str]) -> str:
+    """Say which run is which where there are several: marks are filled in the first, hollow in the others."""
+    if len(labels) < 2:
+        return ""
+    said = [f"{run_letter(number)} {short(label, 30)}" for number, label in enumerate(labels)]
+    return f"filled: {said[0]}; hollow: {listed(said[1:], 3)}"
 
 
 def _subtitle(runs: Sequence[Run], frame: pd.DataFrame) -> str:

@@ -21,6 +21,8 @@ from pytest_attn.report.style import FAINT, INK, PAPER
 PANEL_W = 4.4
 _TITLE, _KEY, _COLUMNS = 0.62, 0.36, 2
 
+HOLLOW = "noisy or host-bound, not compared"
+
 # mathtext is off because names come from others: "$" is a character, never markup. Text stays text in the SVG, so
 # that the page can set it in its own font and readers can search it.
 _RC: Any = {
@@ -117,34 +119,33 @@ def sheet(name: str, title: str, subtitle: str, panels: Sequence[str], height: f
         ax = figure.add_axes(((left + margins.left) / width, bottom / full, inner_w / width, inner_h / full))
         ax.set_facecolor("none")
         ax.set_gid(f"panel-{number}")
-        ax.set_title(panel, loc="left", size=10, color=INK, pad=8, x=(0.16 - margins.left) / inner_w)
+        # A height that is given spares matplotlib a search for one, a tenth of the time of a figure.
+        ax.set_title(panel, loc="left", size=10, color=INK, pad=8, x=(0.16 - margins.left) / inner_w, y=1.0)
         box = (left * 72, top * 72, PANEL_W * 72, height * 72)
         made.append(Panel(ax, f"panel-{number}", box, panel))
     return Sheet(figure, name, title, subtitle, made)
 
 
-def key(sheet: Sheet, *, spread: bool, oom: bool, hollow: bool) -> None:
+def key(
+    sheet: Sheet, *, spread: bool = False, oom: bool = False, hollow: bool = False, predicted: bool = False
+) -> None:
     """Write under the panels what the marks mean that are not named where they stand."""
-    handles: list[tuple[Line2D, str]] = []
-    if spread:
-        handles.append(
-            (Line2D([], [], color=FAINT, marker="|", markersize=9, markeredgewidth=3, linestyle="none"), "p10–p90")
-        )
-    if oom:
-        mark = Line2D([], [], color=FAINT, marker="x", markersize=6, markeredgewidth=2, linestyle="none")
-        handles.append((mark, "OOM: out of memory"))
-    if hollow:
-        mark = Line2D([], [], color=FAINT, marker="o", markersize=5, markerfacecolor="none", linestyle="none")
-        handles.append((mark, "noisy or host-bound, not compared"))
-    if not handles:
+    bar: Any = {"marker": "|", "markersize": 9, "markeredgewidth": 3}
+    meanings: Sequence[tuple[bool, dict[str, Any], str, str]] = (
+        (spread, bar, "bar", "p10–p90"),
+        (oom, {"marker": "x", "markersize": 6, "markeredgewidth": 2}, "×", "out of memory"),
+        (predicted, {"marker": ".", "markersize": 4, "linestyle": ":"}, "dotted", "predicted, not measured"),
+        (hollow, {"marker": "o", "markersize": 5, "markerfacecolor": "none"}, "hollow", HOLLOW),
+    )
+    shown = [(mark, sign, text) for wanted, mark, sign, text in meanings if wanted]
+    if not shown:
         return
-    signs = {"p10–p90": "bar", "OOM: out of memory": "×"}
-    sheet.key += [f"{signs.get(text, 'hollow mark')}: {text.removeprefix('OOM: ')}" for _, text in handles]
+    sheet.key += [f"{sign}: {text}" for _, sign, text in shown]
     legend = sheet.figure.legend(
-        [handle for handle, _ in handles],
-        [text for _, text in handles],
+        handles=[Line2D([], [], **({"color": FAINT, "linestyle": "none"} | mark)) for mark, _, _ in shown],
+        labels=[text for _, _, text in shown],
         loc="lower left",
-        ncols=len(handles),
+        ncols=len(shown),
         frameon=False,
         fontsize=9,
         labelcolor=FAINT,

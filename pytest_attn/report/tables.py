@@ -17,6 +17,11 @@ from pytest_attn.report.words import DIRECTIONS, STATUS_MARKS, clean, mask_words
 Record = Mapping[Hashable, Any]
 
 MOST_ROWS, MOST_SWEEPS, MOST_FAILURES = 200, 12, 200
+# Turning rows of all columns into dictionaries would be the slowest part of a large report.
+_NEEDED = (
+    *("record", "series", "run_number", "impl", "problem_id", "mask", "status", "reason", "ok"),
+    *("time", "tflops", "memory", "speedup", "memory_share"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,7 @@ def problem_labels(frame: pd.DataFrame) -> tuple[str, dict[str, str]]:
 def _by_case(rows: pd.DataFrame) -> dict[str, dict[str, Record]]:
     """Return the records of each problem by series: of two records of one case, the first."""
     cases: dict[str, dict[str, Record]] = {}
-    for record in rows.to_dict("records"):
+    for record in rows[list(_NEEDED)].to_dict("records"):
         cases.setdefault(str(record["problem_id"]), {}).setdefault(str(record["series"]), record)
     return cases
 
@@ -125,6 +130,7 @@ def _row(label: str, case: dict[str, Record], columns: list[str], metric: Metric
 
 
 STATUS_NOTES = {
+    "ok": "no usable time",
     "oom": "out of memory",
     "unsupported": "unsupported",
     "error": "failed",
@@ -156,7 +162,7 @@ def sweep_tables(sweeps: list[Sweep]) -> list[Table]:
     metric, tables = METRICS["time"], []
     for sweep in sweeps[1 : MOST_SWEEPS + 1]:
         for direction in (d for d in DIRECTIONS if (sweep.frame["direction"] == d).any()):
-            rows = sweep.frame[sweep.frame["direction"] == direction]
+            rows = sweep.frame.loc[sweep.frame["direction"] == direction, [*_NEEDED, sweep.axis.column]]
             lines = []
             for mask in sweep.masks:
                 cases: dict[str, dict[int, Record]] = {series: {} for series in series_order(rows)}

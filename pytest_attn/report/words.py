@@ -47,6 +47,16 @@ def size(value: float, places: int = 3) -> str:
     return _scaled(value, 1024.0, ("B", "KiB", "MiB", "GiB", "TiB"), 0, places)
 
 
+def joules(value: float, places: int = 3) -> str:
+    """Return an energy given in joules, e.g. ``12.3 µJ``."""
+    return _scaled(value * 1e9, 1000.0, ("nJ", "µJ", "mJ", "J", "kJ"), 0, places)
+
+
+def points(value: float, places: int = 3) -> str:
+    """Return a value that is in per cent already, e.g. ``61.2 %``."""
+    return f"{digits(value, places)} %"
+
+
 def mask_words(mask: str) -> str:
     """Return a mask's id in words: ``causal top left``, ``window 4095 left, 0 right``."""
     window = re.fullmatch(r"window(\d+|inf)_(\d+|inf)", mask)
@@ -67,9 +77,9 @@ def tick(label: str) -> str:
     return re.sub(r"(\.\d*?)0+(?=\D|$)", r"\1", label).replace(". ", " ").removesuffix(".")
 
 
-def times(ratio: float) -> str:
+def times(ratio: float, places: int = 2) -> str:
     """Return a ratio as a factor, e.g. ``9.1×``: two digits, because a third is rarely reproducible."""
-    return f"{digits(ratio, 2 if ratio < 100 else 3)}×"
+    return f"{digits(ratio, places if ratio < 100 else 3)}×"
 
 
 def percent(ratio: float) -> str:

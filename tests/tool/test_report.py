@@ -24,9 +24,9 @@ from attn_impls.grids import load_grid
 from attn_impls.problem import CAUSAL, FULL, Direction, Problem
 from pytest_attn.perf.record import BadRun, Memory, Record, Run, Time
 from pytest_attn.report import MissingExtra, write_report
-from pytest_attn.report.bars import bars_sheet
-from pytest_attn.report.charts import sweep_sheet
 from pytest_attn.report.draw import settings
+from pytest_attn.report.figures.bars import bars_sheet
+from pytest_attn.report.figures.lines import sweep_sheet
 from pytest_attn.report.findings import findings
 from pytest_attn.report.frame import records_frame, to_csv
 from pytest_attn.report.metrics import METRICS
@@ -207,7 +207,7 @@ def test_out_of_memory_is_drawn_where_it_happened() -> None:
         assert list(naive.get_ydata()[:2] > 0) == [True, True]
         assert naive.get_ydata()[2] != naive.get_ydata()[2]  # NaN: no line to a point that was not measured
     (legend,) = made.figure.legends
-    assert "OOM: out of memory" in [text.get_text() for text in legend.get_texts()]
+    assert "out of memory" in [text.get_text() for text in legend.get_texts()]
 
 
 def test_a_missing_point_breaks_the_line_and_is_named() -> None:

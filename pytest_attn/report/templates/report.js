@@ -75,13 +75,16 @@ function fill(r) {
   button.addEventListener("click", () => open(r));
   tip.append(button);
 }
+// What stands for more than one record, such as a median over many, has a sentence of its own.
+function tell(text) { tip.replaceChildren(make("p", text)); }
+const told = new Map();
 function show(element, pinned = false) {
-  const r = Number(element.getAttribute("data-r"));
-  if (!(r < count)) return;
+  const r = numbered(element);
+  if (r === null && !told.has(element)) return;
   if (lit) lit.classList.remove("on");
   lit = element;
   lit.classList.add("on");
-  fill(r);
+  if (r === null) tell(told.get(element)); else fill(r);
   tip.hidden = false;
   tip.classList.toggle("pinned", pinned);
   const box = element.getBoundingClientRect(), own = tip.getBoundingClientRect(), page = document.documentElement;
@@ -96,7 +99,12 @@ function hide() {
   tip.hidden = true;
 }
 const visible = element => element.getClientRects().length > 0;
-const points = plot => $$("[data-r]", plot).filter(visible);
+const points = plot => $$("[data-r],[data-told]", plot).filter(visible);
+// The record of a mark or a cell, unless the page was too small for it.
+function numbered(element) {
+  const r = element.hasAttribute("data-r") ? Number(element.getAttribute("data-r")) : count;
+  return r < count ? r : null;
+}
 
 function nearest(plot, x, y) {
   let best = null, least = 26 ** 2;  // a thumb's reach
@@ -109,8 +117,12 @@ function nearest(plot, x, y) {
   return best;
 }
 for (const plot of $$("svg.panel")) {
-  if (!$("[data-r]", plot)) continue;
-  for (const title of $$("title", plot)) title.remove();  // the tip says it, and more
+  for (const title of $$("title", plot)) {  // a tip says it in their place
+    const mark = title.parentElement;
+    if (!$("[data-r]", mark)) { told.set(mark, title.textContent); mark.setAttribute("data-told", ""); }
+    title.remove();
+  }
+  if (!$("[data-r],[data-told]", plot)) continue;
   plot.setAttribute("tabindex", "0");
   plot.setAttribute("aria-describedby", "keys");
   plot.addEventListener("pointermove", event => {
@@ -122,13 +134,13 @@ for (const plot of $$("svg.panel")) {
   plot.addEventListener("click", event => {
     const point = nearest(plot, event.clientX, event.clientY);
     if (!point) return hide();
-    if (event.pointerType === "touch") show(point, true); else open(Number(point.dataset.r));
+    if (event.pointerType === "touch" || numbered(point) === null) show(point, true); else open(numbered(point));
   });
   plot.addEventListener("blur", () => { if (!tip.classList.contains("pinned")) hide(); });
   plot.addEventListener("keydown", event => {
     const all = points(plot);
     if (!all.length) return;
-    const owner = point => point.closest("[data-i]");
+    const owner = point => point.closest("[data-i]") || point;
     const here = lit && all.includes(lit) ? lit : null;
     let next = null;
     if (event.key === "ArrowRight" || event.key === "ArrowLeft") {
@@ -141,7 +153,7 @@ for (const plot of $$("svg.panel")) {
       const place = here ? all.filter(p => owner(p) === owner(here)).indexOf(here) : 0;
       const others = all.filter(p => owner(p) === group);
       next = others[Math.min(place, others.length - 1)];
-    } else if (event.key === "Enter" && here) open(Number(here.dataset.r));
+    } else if (event.key === "Enter" && here && numbered(here) !== null) open(numbered(here));
     else if (event.key !== "Home" && event.key !== "End") return;
     else next = all[event.key === "Home" ? 0 : all.length - 1];
     event.preventDefault();
@@ -152,7 +164,7 @@ document.addEventListener("keydown", event => { if (event.key === "Escape") hide
 document.addEventListener("pointerdown", event => { if (!tip.contains(event.target) && !event.target.closest("svg.panel")) hide(); });
 document.addEventListener("click", event => {
   const cell = event.target.closest("td[data-r]");
-  if (cell) open(Number(cell.dataset.r));
+  if (cell && numbered(cell) !== null) open(numbered(cell));
 });
 
 // ---------------------------------------------------------------- all of one record

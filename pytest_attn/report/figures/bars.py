@@ -99,7 +99,7 @@ def _bars(made: Sheet, panel: Panel, rows: pd.DataFrame, metric: Metric) -> None
             va="center_baseline",
             gid=made.mark(f"{gid}-value", str(row.series)),
         )
-    ax.set_yticks(range(len(rows)), [short(series, 16) for series in rows["series"]])
+    ax.set_yticks(range(len(rows)), [short(tag, 17) for tag in rows["tag"]])
     for label, series in zip(ax.get_yticklabels(), rows["series"], strict=True):
         label.set_gid(made.mark(f"{panel.gid}-label-{slug(str(series))}", str(series)))
     ax.tick_params(axis="y", length=0, labelcolor=INK)
