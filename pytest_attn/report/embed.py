@@ -30,8 +30,6 @@ NUMBERS = (
     ("rounds", "Rounds", "count"),
     ("speedup", f"Speed-up over {BASELINE}", "times"),
     ("tflops", "Useful TFLOP/s", "digits"),
-    ("dense_tflops", "TFLOP/s as if nothing were masked", "digits"),
-    ("gbps", "GB/s of the least traffic", "digits"),
     ("percent_of_peak", "Percent of peak", "percent"),
     ("percent_of_peak_at_clock", "Percent of peak at the measured clock", "percent"),
     ("memory", "Peak memory over the inputs", "bytes"),

@@ -76,7 +76,7 @@ def accuracy_sheet(frame: pd.DataFrame, direction: str) -> Sheet | None:
         mark: dict[str, Any] = {"marker": style.marker, "ms": 6.5, "mfc": fill(row), "ls": "none"}
         ax.plot([row.speed], [row.error], color=style.light, label=series, gid=gid, **mark)
         made.hints[gid] = f"{clean(series)}: {_said(row)}"
-        labels.append(Name.of({**row, "series": series}, place(ax, row.speed, row.error)))
+        labels.append(Name.of({**row.to_dict(), "series": series}, place(ax, row.speed, row.error)))
     names(made, panel, labels)
     panel.alt = f"{made.title} " + " ".join(f"{short(name)}: {_said(row)}." for name, row in table.iterrows())
     made.notes.append("Error over budget: an error of 1 is what the same precision allows; 0 is exact.")
