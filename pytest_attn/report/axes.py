@@ -93,12 +93,8 @@ def linear_values_axis(
         ax.set_xlim(0, high)
     axis = ax.yaxis if along == "y" else ax.xaxis
     # Sizes step by powers of two: a third of a GiB is no round number.
-    steps = (
-        MultipleLocator(2.0 ** math.ceil(math.log2(high / most)))
-        if base == 2
-        else MaxNLocator(most, steps=[1, 2, 2.5, 5, 10])
-    )
-    axis.set_major_locator(steps)
+    binary = MultipleLocator(2.0 ** math.ceil(math.log2(high / most)))
+    axis.set_major_locator(binary if base == 2 else MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: tick(unit(value, 3)) if value else "0"))
     axis.grid(color=RULE, linewidth=0.6)
 

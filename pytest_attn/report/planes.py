@@ -69,26 +69,16 @@ class Plane:
 def find_plane(frame: pd.DataFrame) -> Plane | None:
     """Return the plane with the most cells in which two implementations were measured; ``None`` where none has two."""
     # By problem, not by record: a run has few shapes and many records.
-    good = frame[frame["ok"]]
-    counts = good.groupby("problem_id")["series"].nunique()
-    compared = counts[counts > 1].index
-    shapes = frame.drop_duplicates("problem_id").set_index("problem_id", drop=False)
-    shapes = shapes[shapes.index.isin(compared)]
-    best: tuple[tuple[bool, int, float], Kind, pd.DataFrame] | None = None
+    counts = frame[frame["ok"]].groupby("problem_id")["series"].nunique()
+    shapes = frame.drop_duplicates("problem_id")
+    shapes = shapes[shapes["problem_id"].isin(counts[counts > 1].index)]
+    best: tuple[tuple[bool, float, float], Kind, pd.DataFrame] | None = None
     for kind in _KINDS:
         if not kind.square and best is not None and best[0][0]:
             break  # the mixed kind is for runs that have no plane of one meaning
-        rows = shapes[shapes["q_len"] == shapes["kv_len"]] if kind.square else shapes
-        for _, part in rows.groupby([*kind.fixed, *_COMMON], dropna=False, sort=True):
-            cells = part.drop_duplicates([*kind.row, *kind.column])
-            sides = [len(cells[list(names)].drop_duplicates()) for names in (kind.row, kind.column)]
-            if min(sides) < 2 and len(cells) < 2:
-                continue
-            # A plane that is full tells more than one that is a diagonal; ties go to the plainer kind.
-            fits = min(len(cells), MOST_ROWS * MOST_COLUMNS)
-            rank = (min(sides) > 1 and fits > max(sides), fits, len(cells) / (sides[0] * sides[1]))
-            if best is None or rank > best[0]:
-                best = (rank, kind, part)
+        found = _fullest(kind, shapes[shapes["q_len"] == shapes["kv_len"]] if kind.square else shapes)
+        if found is not None and (best is None or found[0] > best[0]):
+            best = (found[0], kind, found[1])
     if best is None:
         return None
     _, kind, part = best
@@ -97,6 +87,39 @@ def find_plane(frame: pd.DataFrame) -> Plane | None:
     records = frame[frame["problem_id"].isin(part["problem_id"])]
     left_out = len(rows_) * len(columns) - len(kept_rows) * len(kept_columns)
     return Plane(kind, records, kept_rows, kept_columns, _describe(kind, part.iloc[0]), left_out)
+
+
+def _fullest(kind: Kind, shapes: pd.DataFrame) -> tuple[tuple[bool, float, float], pd.DataFrame] | None:
+    """Return the rank and the shapes of the plane of ``kind`` that tells the most.
+
+    A plane that is full tells more than one that is a diagonal; ties go to the first.
+    """
+    if shapes.empty:
+        return None
+    numbers = {
+        name: shapes.groupby(list(columns), dropna=False, sort=True).ngroup()
+        for name, columns in (
+            ("plane", (*kind.fixed, *_COMMON)),
+            ("row", kind.row),
+            ("column", kind.column),
+            ("cell", (*kind.row, *kind.column)),
+        )
+    }
+    sizes = pd.DataFrame(numbers).groupby("plane").nunique()
+    cells = sizes["cell"].clip(upper=MOST_ROWS * MOST_COLUMNS)
+    sides = sizes[["row", "column"]]
+    ranks = pd.DataFrame(
+        {
+            "spans": (sides.min(axis=1) > 1) & (cells > sides.max(axis=1)),
+            "cells": cells,
+            "density": sizes["cell"] / (sizes["row"] * sizes["column"]),
+        }
+    )
+    ranks = ranks[sizes["cell"] > 1].sort_values(["spans", "cells", "density"], ascending=False, kind="stable")
+    if ranks.empty:
+        return None
+    spans, most, density = ranks.iloc[0]
+    return (bool(spans), float(most), float(density)), shapes[numbers["plane"] == ranks.index[0]]
 
 
 def _values(part: pd.DataFrame, names: tuple[str, ...]) -> list[tuple[object, ...]]:

@@ -27,6 +27,7 @@ from pytest_attn.report.findings import problem_words
 from pytest_attn.report.forecast import Forecast, forecast
 from pytest_attn.report.metrics import BACKWARD, ENERGY, METRICS, PEAK_AT_CLOCK, Metric
 from pytest_attn.report.planes import Plane, find_plane
+from pytest_attn.report.rendering import Shot
 from pytest_attn.report.run_pairs import RunPair, run_pairs
 from pytest_attn.report.sweeps import AXES, Sweep
 from pytest_attn.report.tables import MOST_SWEEPS, Table, sweep_tables
@@ -57,15 +58,6 @@ class Data:
     def directions(self) -> list[str]:
         """The directions that were run."""
         return [direction for direction in DIRECTIONS if (self.frame["direction"] == direction).any()]
-
-
-@dataclass(frozen=True, slots=True)
-class Shot:
-    """A figure to be drawn: under which choice of metric and direction it shows (empty: under all)."""
-
-    draw: Callable[[], Sheet | None]
-    direction: str = ""
-    metric: str = ""
 
 
 @dataclass(frozen=True, slots=True)

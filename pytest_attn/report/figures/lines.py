@@ -26,6 +26,9 @@ _HEIGHT, _MOST_PANELS = 3.4, 4
 # The rows of one series in one panel by their x. Plain dictionaries: a figure asks for thousands of single values.
 Line = dict[int, dict[Hashable, Any]]
 
+# Turning rows of all columns into dictionaries would take as long as drawing them.
+_NEEDED = ("record", "series", "impl", "tag", "run_number", "problem_id", "direction", "status", "ok")
+
 _OOM_TOP, _OOM_STEP, _OOM_BAND = 0.965, 0.065, 0.17
 
 
@@ -75,7 +78,7 @@ def sweep_sheet(
         if key in predicted
     ]
     for panel, mask in zip(made.panels, masks, strict=False):
-        lines = _by_series(rows[rows["mask"] == mask], sweep.axis.column, order)
+        lines = _by_series(rows[rows["mask"] == mask], sweep.axis.column, order, metric)
         _scales(panel.ax, sweep, metric, drawn, [*shown, *(level.value for level in levels)], has_oom=not oom.empty)
         for level in levels:
             _level(panel, level)
@@ -110,9 +113,10 @@ def _best_series(rows: pd.DataFrame, metric: Metric, column: str) -> tuple[pd.Da
     return rows[rows["series"].isin(wanted)], left_out
 
 
-def _by_series(rows: pd.DataFrame, column: str, order: list[str]) -> dict[str, Line]:
+def _by_series(rows: pd.DataFrame, column: str, order: list[str], metric: Metric) -> dict[str, Line]:
     found: dict[str, Line] = {series: {} for series in order}
-    for row in rows.sort_values(column, kind="stable").to_dict("records"):
+    needed = {column, metric.column, *filter(None, (metric.low, metric.high))} | set(_NEEDED)
+    for row in rows[sorted(needed)].sort_values(column, kind="stable").to_dict("records"):
         found[str(row["series"])].setdefault(int(row[column]), row)  # of two records of one case, the first
     return {series: line for series, line in found.items() if line}
 
