@@ -14,6 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from pytest_attn.perf.record import Run
+from pytest_attn.report.frame import run_letter
 from pytest_attn.report.style import Look, look
 from pytest_attn.report.svg import variable
 from pytest_attn.report.tables import Table
@@ -115,6 +116,7 @@ def render(page: Page) -> str:
             (name, variable(look.light), _shape(look)) for name, look in zip(page.implementations, looks, strict=True)
         ],
         values={key: {value for value, _ in items} for key, items in page.choices.items()},
+        letters=[run_letter(number) for number in range(len(page.runs))],
         drawn=Markup,
         script=Markup(script),
         style=Markup(style),

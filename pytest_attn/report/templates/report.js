@@ -271,12 +271,12 @@ function list() {
 }
 for (const [name, label, , kind] of heads) {
   const th = make("th", null, { scope: "col", class: kind || null, "data-name": name, "aria-sort": "none" }), button = make("button", label, { type: "button" });
-  button.addEventListener("click", () => { sort = [name, sort[0] === name ? -sort[1] : 1]; changed(); });
+  button.addEventListener("click", () => { sort = [name, sort[0] === name ? -sort[1] : 1]; list(); keep(); });
   th.append(button);
   $("thead tr", table).append(th);
 }
 $("#more").addEventListener("click", () => { limit += 4 * PAGE; list(); });
-query.addEventListener("input", () => { limit = PAGE; changed(); });
+query.addEventListener("input", () => { limit = PAGE; list(); keep(); });
 
 // ---------------------------------------------------------------- the view, and its address
 const form = $("#choices");
@@ -327,12 +327,10 @@ function go(id) {
 }
 function refresh() {
   hide();
-  for (const section of $$("main > section")) {
-    const figures = $$("figure", section), note = $(".nothing", section);
-    if (!note || !figures.length) continue;
-    note.hidden = figures.some(visible) || !visible(section);
-    note.textContent = "No figure here for what is chosen.";
-  }
+  // First all is looked at, then changed: a look after each change would lay out the page again every time.
+  const notes = $$("main > section > .nothing").map(note => [note, $$("figure", note.parentElement)]).filter(([, figures]) => figures.length);
+  const empty = notes.map(([note, figures]) => visible(note.parentElement) && !figures.some(visible));
+  notes.forEach(([note], n) => { note.hidden = !empty[n]; });
   const said = $$("fieldset.pills", form).filter(set => !$("#theme-auto", set)).map(set => $("input:checked", set)).filter(radio => radio.value !== "all").map(radio => radio.nextElementSibling.textContent);
   for (const [name, all] of Object.entries(boxes)) {
     const on = all.filter(box => box.checked).length;
@@ -343,17 +341,18 @@ function refresh() {
 }
 function changed() {
   refresh();
-  history.replaceState(null, "", "#" + address());
+  keep();
 }
+function keep() { history.replaceState(null, "", "#" + address()); }
 form.addEventListener("change", () => { limit = PAGE; changed(); });
 form.addEventListener("submit", event => event.preventDefault());
 for (const button of $$("[data-all]")) button.addEventListener("click", () => { for (const box of boxes.hide) box.checked = Boolean(button.dataset.all); changed(); });
 $("#reset").addEventListener("click", () => { form.reset(); query.value = ""; sort = ["", 1]; at = ""; changed(); });
 $("#link").addEventListener("click", async event => {
-  history.replaceState(null, "", "#" + address());
-  let told = "Copied";
-  try { await navigator.clipboard.writeText(location.href); } catch { told = "It is in the address bar"; }
-  event.target.textContent = told;
+  keep();
+  let words = "Copied";
+  try { await navigator.clipboard.writeText(location.href); } catch { words = "It is in the address bar"; }
+  event.target.textContent = words;
   setTimeout(() => { event.target.textContent = "Copy link"; }, 2500);
 });
 for (const link of $$("a[href^='#']")) link.addEventListener("click", event => {
