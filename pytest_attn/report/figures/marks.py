@@ -72,8 +72,8 @@ def names(ax: Axes, labels: Sequence[Name], *, leaders: bool = True) -> None:
         ax.text(1.09, height, short(label.tag, 16), size=size, color=INK, va="center_baseline", transform=box)
 
 
-def out_of_memory(ax: Axes, value: float, height: float, colour: str, gid: str, *, left: bool) -> None:
-    """Draw an × over ``value`` at ``height``, a share of the axes, with the word at its left or right."""
+def out_of_memory(ax: Axes, value: float, height: float, colour: str, gid: str, side: str) -> None:
+    """Draw an × over ``value`` at ``height``, a share of the axes; ``side`` of the word is left, right or none."""
     mark: dict[str, Any] = {
         "marker": "x",
         "markersize": 6.0,
@@ -82,6 +82,9 @@ def out_of_memory(ax: Axes, value: float, height: float, colour: str, gid: str, 
         "clip_on": False,
     }
     ax.plot([value], [height], color=colour, transform=ax.get_xaxis_transform(), gid=gid, **mark)
+    if side == "none":
+        return
+    left = side == "left"
     ax.annotate(
         "OOM",
         (value, height),
