@@ -8,24 +8,28 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from pytest_attn.perf.record import Run
+from pytest_attn.report.embed import embedded, implementations, series_places
 from pytest_attn.report.findings import findings
 from pytest_attn.report.frame import records_frame, run_labels, run_letter, to_csv
-from pytest_attn.report.html import Page, Section, about, render
+from pytest_attn.report.html import Page, Section, about, mask_choices, render
 from pytest_attn.report.metrics import METRICS
 from pytest_attn.report.rendering import Drawn, Dress
 from pytest_attn.report.rendering import render as render_figures
 from pytest_attn.report.run_pairs import pair_tables
 from pytest_attn.report.sections import Data, Plan, headline, plans
 from pytest_attn.report.style import look
-from pytest_attn.report.sweeps import find_sweeps, headline_problem
+from pytest_attn.report.sweeps import AXES, find_sweeps, headline_problem, masks_of
 from pytest_attn.report.tables import comparison_tables, failure_table, first_call_table, to_markdown
 from pytest_attn.report.words import clean, count, listed, short
 
-_CHOICES = {"fwd": "Forward", "bwd": "Backward", "fwd_bwd": "Both"}
+_CHOICES = {"fwd": "Forward", "bwd": "Backward", "fwd_bwd": "Forward + backward"}
 
 
-def build(runs: Sequence[Run]) -> dict[str, bytes]:
-    """Return the files of the report by their names relative to its directory."""
+def build(runs: Sequence[Run], left_out: Sequence[str] = ()) -> dict[str, bytes]:
+    """Return the files of the report by their names relative to its directory.
+
+    ``left_out`` are sentences on what was not read, for the top of the page.
+    """
     frame = records_frame(runs)
     sweeps = find_sweeps(frame)
     first = headline_problem(frame)
@@ -33,20 +37,22 @@ def build(runs: Sequence[Run]) -> dict[str, bytes]:
     tables = comparison_tables(frame)
     first_calls, failures = first_call_table(frame), failure_table(frame)
     labels = run_labels(runs)
-    looks = [look(str(impl)) for impl in sorted(frame["impl"].unique())]
+    impls, series = implementations(frame), series_places(frame)
     data = Data.of(runs, frame, sweeps, first)
     first_shots, planned = headline(data), list(plans(data))
     shots = [*first_shots, *(shot for plan in planned for shot in plan.shots)]
-    drawn = render_figures(shots, Dress(looks, _run_legend(labels)))
+    drawn = render_figures(shots, Dress([look(impl) for impl in impls], _run_legend(labels), series))
     headlines = [made.figure for made in drawn[: len(first_shots)] if made is not None]
+    sections = list(_sections(planned, iter(drawn[len(first_shots) :])))
     tables = [*(table for pair in data.pairs for table in pair_tables(pair)), *tables]
     page = Page(
         title=f"Attention on {listed(labels)}",
         subtitle=_subtitle(runs, frame),
         findings=sentences,
+        left_out=[short(sentence, 400) for sentence in left_out],
         headline=headlines,
         headline_missing="" if headlines else "No figure: no record holds a time.",
-        sections=list(_sections(planned, iter(drawn[len(first_shots) :]))),
+        sections=sections,
         tables=tables,
         first_calls=first_calls,
         failures=failures,
@@ -54,10 +60,17 @@ def build(runs: Sequence[Run]) -> dict[str, bytes]:
         choices={
             "direction": [(direction, _CHOICES[direction]) for direction in data.directions],
             "metric": [(metric.key, metric.name) for metric in METRICS.values()],
+            "mask": mask_choices(masks_of(frame)),
+            "axis": _axis_choices(sections),
         },
-        looks=looks,
+        implementations=impls,
+        runs=labels,
+        series=series,
+        records=embedded(runs, labels, frame),
+        count=len(frame),
     )
-    markdown = to_markdown([*tables, *(table for table in (first_calls, failures) if table)], sentences)
+    others = [table for table in (first_calls, failures) if table]
+    markdown = to_markdown([*tables, *others], [*page.left_out, *sentences])
     texts = {"index.html": render(page), "results.csv": to_csv(frame), "results.md": markdown}
     # A lone surrogate is legal in JSON but not in UTF-8.
     files = {name: text.encode("utf-8", "replace") for name, text in texts.items()}
@@ -74,6 +87,11 @@ def _sections(planned: Sequence[Plan], drawn: Iterator[Drawn | None]) -> Iterato
         if figures or plan.missing:
             missing = "" if figures else plan.missing
             yield Section(plan.key, plan.heading, figures, missing, plan.others, plan.left_out)
+
+
+def _axis_choices(sections: Sequence[Section]) -> list[tuple[str, str]]:
+    drawn = [(section.key, section.heading) for section in sections if section.key in AXES and section.figures]
+    return [("all", "All"), *drawn] if len(drawn) > 1 else []
 
 
 def _run_legend(labels: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ inches laid out by hand: panels are then alike, quick to draw, and the same byte
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,6 +56,16 @@ class Panel:
     box: tuple[float, float, float, float]
     title: str
     alt: str = ""
+    mask: str = ""
+    """The mask it is about, so that a page can show those of one mask; empty where it is about all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Whose an SVG element is, and what its points are, in the order they are drawn: rows of the records' table."""
+
+    series: str
+    records: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -69,9 +79,16 @@ class Sheet:
     panels: list[Panel]
     hints: dict[str, str] = field(default_factory=dict)
     """Text to show on hovering over the SVG element of that id."""
+    marks: dict[str, Mark] = field(default_factory=dict)
+    """What a page hides with its series, and whose values it shows, by the id of the SVG element."""
     notes: list[str] = field(default_factory=list)
     key: list[str] = field(default_factory=list)
     """What the marks mean, for a page that leaves out the strip with the key."""
+
+    def mark(self, gid: str, series: str, records: Iterable[Any] = ()) -> str:
+        """Say that the element ``gid`` belongs to ``series`` and shows ``records``; return ``gid``."""
+        self.marks[gid] = Mark(series, tuple(int(record) for record in records))
+        return gid
 
 
 @contextmanager

@@ -68,7 +68,8 @@ def records_frame(runs: Sequence[Run]) -> pd.DataFrame:
     On top of :data:`COLUMNS` it has ``series`` (what a line in a figure is: the implementation, and the run where
     there are several), ``tag`` (the series in a few letters), ``run_number``, ``tokens`` (batch * q_len), ``group``
     (heads / kv_heads), ``flops``, ``min_bytes``, ``device_bytes`` (memory of the device, where the run says it) and
-    ``ok``. What is no finite number from 0 is missing, and no record is ``ok`` without a time above zero.
+    ``ok``, and ``record`` (its row). What is no finite number from 0 is missing, and no record is ``ok`` without a time
+    above zero.
 
     Raises :class:`~pytest_attn.perf.record.BadRun` when records were measured under different contracts.
     """
@@ -84,6 +85,7 @@ def records_frame(runs: Sequence[Run]) -> pd.DataFrame:
     for column in _NUMBERS:
         frame[column] = frame[column].map(_number).astype(float)
     frame["ok"] = (frame["status"] == "ok") & (frame["time"] > 0)
+    frame["record"] = range(len(frame))  # the page finds a record by it, from a mark or a cell
     several = len(runs) > 1
     frame["series"] = frame["impl"] + " · " + frame["run"] if several else frame["impl"]
     frame["tag"] = frame["impl"] + " " + frame["run_number"].map(run_letter) if several else frame["impl"]

@@ -12,7 +12,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,8 @@ class Dress:
 
     looks: Sequence[Look]
     legend: str
+    series: Mapping[str, tuple[int, int]]
+    """The numbers of implementation and run of each series, for the page to find its marks by."""
 
 
 def render(shots: Sequence[Shot], dress: Dress) -> list[Drawn | None]:
@@ -99,7 +101,7 @@ def _keep(made: Sheet, shot: Shot, dress: Dress) -> Drawn:
         made.figure.text(0.99, 0.012, dress.legend, size=8, color=FAINT, ha="right", va="bottom")
         made.key.append(dress.legend)
     vector, raster = svg.files(made)
-    panels = svg.inline(made, vector, dress.looks)
+    panels = svg.inline(made, vector, dress.looks, dress.series)
     words = (made.name, made.title, made.subtitle, shot.metric, shot.direction)
     return Drawn(Figure(*words, panels, made.notes, "; ".join(made.key)), vector, raster)
 

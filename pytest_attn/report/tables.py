@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -19,19 +19,20 @@ Record = Mapping[Hashable, Any]
 MOST_ROWS, MOST_SWEEPS, MOST_FAILURES = 200, 12, 200
 # Turning rows of all columns into dictionaries would be the slowest part of a large report.
 _NEEDED = (
-    *("series", "run_number", "impl", "problem_id", "mask", "status", "reason", "ok"),
+    *("record", "series", "run_number", "impl", "problem_id", "mask", "status", "reason", "ok"),
     *("time", "tflops", "memory", "speedup", "memory_share"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A value, what stands small under it, whether it is the best of its row, and a longer text on hovering."""
+    """A value, what stands small under it, whether it is the best of its row, a text on hovering, and its record."""
 
     text: str
     small: str = ""
     best: bool = False
     hint: str = ""
+    record: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,10 @@ def _row(label: str, case: dict[str, Record], columns: list[str], metric: Metric
     best = (max(good) if metric.more_is_better else min(good)) if len(good) > 1 else None
     base = {r["status"] for r in case.values() if r["impl"] == BASELINE} - {"ok"}
     note = f"{BASELINE}: {STATUS_NOTES[str(min(base))]}" if base else ""
-    return Row(label, note, tuple(_cell(case.get(series), metric, best) for series in columns))
+    cells = (
+        replace(_cell(case.get(s), metric, best), record=case[s]["record"] if s in case else None) for s in columns
+    )
+    return Row(label, note, tuple(cells))
 
 
 STATUS_NOTES = {

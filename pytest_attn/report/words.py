@@ -66,6 +66,12 @@ def mask_words(mask: str) -> str:
     return f"window {left} left, {right} right"
 
 
+def mask_kind(mask: str) -> str:
+    """Return the kind of ``mask``, as a reader chooses it: ``full``, ``causal``, ``window`` or ``other``."""
+    kind = re.match(r"full$|causal|window", mask)
+    return kind[0] if kind else "other"
+
+
 def tick(label: str) -> str:
     """Return the label of a tick, which is a round number, without the zeros that only a measurement needs."""
     return re.sub(r"\.(?!\d)", "", re.sub(r"(\.\d*?)0+(?=\D|$)", r"\1", label))

@@ -72,14 +72,16 @@ def accuracy_sheet(frame: pd.DataFrame, direction: str) -> Sheet | None:
     labels = []
     for series, row in ((str(name), row) for name, row in table.iterrows()):
         style = look(str(row.impl))
-        gid = f"{panel.gid}-series-{slug(series)}"
-        ax.plot([row.speed] * 2, [row.error, row.error_most], color=style.light, lw=1.2)
-        ax.plot([row.speed_p10, row.speed_p90], [row.error] * 2, color=style.light, lw=1.2)
+        gid = made.mark(f"{panel.gid}-series-{slug(series)}", series)
+        bar = made.mark(f"{gid}-spread", series)
+        depth = made.mark(f"{gid}-worst", series)
+        ax.plot([row.speed] * 2, [row.error, row.error_most], color=style.light, lw=1.2, gid=depth)
+        ax.plot([row.speed_p10, row.speed_p90], [row.error] * 2, color=style.light, lw=1.2, gid=bar)
         mark: dict[str, Any] = {"marker": style.marker, "ms": 6.5, "mfc": fill(row), "ls": "none"}
         ax.plot([row.speed], [row.error], color=style.light, label=series, gid=gid, **mark)
         made.hints[gid] = f"{clean(series)}: {_said(row)}"
-        labels.append(Name.of(row, place(ax, row.speed, row.error)))
-    names(ax, labels)
+        labels.append(Name.of({**row.to_dict(), "series": series}, place(ax, row.speed, row.error)))
+    names(made, panel, labels)
     panel.alt = f"{made.title} " + " ".join(f"{short(name)}: {_said(row)}." for name, row in table.iterrows())
     made.notes.append("Error over budget: an error of 1 is what the same precision allows; 0 is exact.")
     if found > len(table):

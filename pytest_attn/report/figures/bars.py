@@ -55,7 +55,7 @@ def _bars(made: Sheet, panel: Panel, rows: pd.DataFrame, metric: Metric) -> None
     left = ax.get_xlim()[0]
     for place, row in enumerate(rows.itertuples()):
         style, value = look(str(row.impl)), float(getattr(row, metric.column))
-        gid = f"{panel.gid}-bar-{slug(str(row.series))}"
+        gid = made.mark(f"{panel.gid}-bar-{slug(str(row.series))}", str(row.series), [row.record])
         made.hints[gid] = f"{clean(row.series)}: {_text(row, metric)}"
         end = left
         if value > 0 and log:
@@ -81,7 +81,15 @@ def _bars(made: Sheet, panel: Panel, rows: pd.DataFrame, metric: Metric) -> None
             ax.plot([0.025], [place], color=style.light, gid=gid, transform=ax.get_yaxis_transform(), **mark)
         if value > 0 and metric.low and metric.high:
             ends = [float(getattr(row, metric.low)), float(getattr(row, metric.high))]
-            ax.plot(ends, [place, place], color=INK, linewidth=1.0, marker="|", markersize=5, gid=f"{gid}-spread")
+            ax.plot(
+                ends,
+                [place, place],
+                color=INK,
+                linewidth=1.0,
+                marker="|",
+                markersize=5,
+                gid=made.mark(f"{gid}-spread", str(row.series)),
+            )
             end = max(end, ends[1])
         ax.annotate(
             _text(row, metric),
@@ -91,8 +99,11 @@ def _bars(made: Sheet, panel: Panel, rows: pd.DataFrame, metric: Metric) -> None
             size=9,
             color=INK if row.ok else FAINT,
             va="center_baseline",
+            gid=made.mark(f"{gid}-value", str(row.series)),
         )
     ax.set_yticks(range(len(rows)), [short(tag, 17) for tag in rows["tag"]])
+    for label, series in zip(ax.get_yticklabels(), rows["series"], strict=True):
+        label.set_gid(made.mark(f"{panel.gid}-label-{slug(str(series))}", str(series)))
     ax.tick_params(axis="y", length=0, labelcolor=INK)
     ax.set_ylim(len(rows) - 0.4, -0.6)
 

@@ -107,6 +107,6 @@ def _draw(made: Sheet, panel: Panel, rows: pd.DataFrame, plane: Plane) -> None:
     step = 0.166 / (_CELL * len(plane.rows))
     ordered = sorted(wins, key=lambda series: (-wins[series], series))
     labels = [Name.of(named[series], (1.0, 1 - step * (i + 0.5))) for i, series in enumerate(ordered)]
-    names(ax, labels, leaders=False)
+    names(made, panel, labels, leaders=False)
     won = ", ".join(f"{short(series)} {count(wins[series], 'time')}" for series in ordered)
     panel.alt = f"{made.title} {panel.title}, {plane.fixed}. Fastest: {won or 'nothing measured'}. {'; '.join(said)}."

@@ -27,7 +27,7 @@ _HEIGHT, _MOST_PANELS = 3.4, 4
 Line = dict[int, dict[Hashable, Any]]
 
 # Turning rows of all columns into dictionaries would take as long as drawing them.
-_NEEDED = ("series", "impl", "tag", "run_number", "problem_id", "direction", "status", "ok")
+_NEEDED = ("record", "series", "impl", "tag", "run_number", "problem_id", "direction", "status", "ok")
 
 _OOM_TOP, _OOM_STEP, _OOM_BAND = 0.965, 0.065, 0.17
 
@@ -83,6 +83,7 @@ def sweep_sheet(
         for level in levels:
             _level(panel, level)
         _lines(made, panel, lines, sweep, metric, predicted)
+        panel.mask = mask
         panel.alt = f"{title} {panel.title}, {sweep.fixed}. " + _alt(lines, sweep, metric, predicted)
     hollow = bool((~drawn["ok"]).any())
     key(made, spread=metric.low is not None, oom=not oom.empty, hollow=hollow, predicted=bool(shown))
@@ -168,6 +169,9 @@ def _lines(
             good = {x: row for x, row in valued.items() if row["ok"]}
             made.hints[gid] = f"{clean(series)}: {_points(good, metric)}"
         _line(ax, valued, sweep.values, metric, gid, series)
+        made.mark(gid, series, [row["record"] for row in valued.values() if row["ok"]])
+        made.mark(f"{gid}-hollow", series, [row["record"] for row in valued.values() if not row["ok"]])
+        made.mark(f"{gid}-spread", series)
         last = None
         if valued:
             x = max(valued)
@@ -178,12 +182,14 @@ def _lines(
             # Said once a series: the next × would stand on the word.
             side = "none" if number else "left" if x != first else "right"
             out_of_memory(ax, x, height, style.light, f"{gid}-oom-{x}", side)
+            made.mark(f"{gid}-oom-{x}", series, [line[x]["record"]])
+            made.mark(f"{gid}-oom-{x}-word", series)
             if x == sweep.values[-1]:
                 last = (place(ax, x, ax.get_ylim()[1])[0], height)
         _prediction(made, panel, line, valued, metric, predicted)
         if last is not None:
             labels.append(Name.of(one, last))
-    names(ax, labels)
+    names(made, panel, labels)
 
 
 def _line(ax: Axes, valued: Line, xs: Sequence[int], metric: Metric, gid: str, series: str) -> None:
@@ -219,7 +225,7 @@ def _prediction(
     style: Look = look(one["impl"])
     before = {x: row[metric.column] for x, row in valued.items() if x < min(said)}
     points = {**({max(before): before[max(before)]} if before else {}), **said}
-    gid = f"{panel.gid}-predicted-{slug(str(one['series']))}"
+    gid = made.mark(f"{panel.gid}-predicted-{slug(str(one['series']))}", str(one["series"]))
     made.hints[gid] = f"{clean(one['series'])}, predicted: " + ", ".join(
         f"{x} → {metric.show(value, 3)}" for x, value in said.items()
     )

@@ -11,8 +11,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from pytest_attn.report import axes as scales
+from pytest_attn.report.draw import Panel, Sheet
 from pytest_attn.report.style import INK, PAPER, look
-from pytest_attn.report.words import short
+from pytest_attn.report.words import short, slug
 
 _LABEL_INCHES = 0.166  # from one name to the next
 
@@ -21,6 +22,7 @@ _LABEL_INCHES = 0.166  # from one name to the next
 class Name:
     """What stands at the right edge for one series, and the place of its point in shares of the axes."""
 
+    series: str
     tag: str
     impl: str
     later: bool
@@ -30,7 +32,7 @@ class Name:
     @classmethod
     def of(cls, row: Mapping[Hashable, Any] | pd.Series, at: tuple[float, float]) -> Name:
         """Name the series of ``row`` at that place."""
-        return cls(str(row["tag"]), str(row["impl"]), bool(row["run_number"] > 0), *at)
+        return cls(str(row["series"]), str(row["tag"]), str(row["impl"]), bool(row["run_number"] > 0), *at)
 
 
 def fill(row: Mapping[Hashable, Any] | pd.Series) -> str:
@@ -51,8 +53,9 @@ def place(ax: Axes, x: float, y: float) -> tuple[float, float]:
     return share(x, ax.get_xlim(), ax.get_xscale()), share(y, ax.get_ylim(), ax.get_yscale())
 
 
-def names(ax: Axes, labels: Sequence[Name], *, leaders: bool = True) -> None:
+def names(made: Sheet, panel: Panel, labels: Sequence[Name], *, leaders: bool = True) -> None:
     """Name series at the right edge, with a thin leader from a point of each, so that no legend is needed."""
+    ax = panel.ax
     figure = ax.get_figure(root=True)
     inches = ax.get_position().height * (figure.get_figheight() if figure else 1.0)
     heights = scales.spread_labels([label.y for label in labels], _LABEL_INCHES / inches, 0.0, 1.0)
@@ -67,9 +70,14 @@ def names(ax: Axes, labels: Sequence[Name], *, leaders: bool = True) -> None:
             "clip_on": False,
             "transform": box,
         }
-        ax.plot([label.x, 1.03, 1.06], [label.y, height, height], color=style.light, linewidth=0.5 * leaders, **mark)
+        gid = f"{panel.gid}-label-{slug(label.series)}"
+        ends: dict[str, Any] = {"color": style.light, "linewidth": 0.5 * leaders, "gid": f"{gid}-leader"}
+        ax.plot([label.x, 1.03, 1.06], [label.y, height, height], **ends, **mark)
         size = 6.5 if crowded else 9
-        ax.text(1.09, height, short(label.tag, 16), size=size, color=INK, va="center_baseline", transform=box)
+        ax.text(1.09, height, short(label.tag, 16), size=size, color=INK, va="center_baseline", transform=box, gid=gid)
+        if leaders:  # else they are a key to what stays
+            made.mark(gid, label.series)
+            made.mark(f"{gid}-leader", label.series)
 
 
 def out_of_memory(ax: Axes, value: float, height: float, colour: str, gid: str, side: str) -> None:
@@ -92,8 +100,9 @@ def out_of_memory(ax: Axes, value: float, height: float, colour: str, gid: str, 
         xytext=(-6 if left else 6, 0),
         textcoords="offset points",
         size=8,
-        color=colour,
+        color=INK,  # the colours of series are for marks: as text some are too faint to read
         weight="bold",
+        gid=f"{gid}-word",
         ha="right" if left else "left",
         va="center_baseline",
     )

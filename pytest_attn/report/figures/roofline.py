@@ -104,12 +104,22 @@ def _draw(made: Sheet, panel: Panel, rows: pd.DataFrame, limits: Ceilings) -> No
         style, gid = look(str(one["impl"])), f"{panel.gid}-series-{slug(series)}"
         x, y = here["intensity"].to_numpy(), here["tflops"].to_numpy()
         ax.plot(x, y, color=style.light, marker=style.marker, ms=5, ls="none", mfc=fill(one), gid=gid, label=series)
-        ax.vlines(x, here["tflops_p10"], here["tflops_p90"], colors=style.light, linewidth=2.4, alpha=0.45)
+        ax.vlines(
+            x,
+            here["tflops_p10"],
+            here["tflops_p90"],
+            colors=style.light,
+            linewidth=2.4,
+            alpha=0.45,
+            gid=f"{gid}-spread",
+        )
+        made.mark(gid, series, here["record"])
+        made.mark(f"{gid}-spread", series)
         made.hints[gid] = f"{clean(series)}: " + ", ".join(
             f"{digits(a)} FLOP/B → {digits(b)}" for a, b in zip(x, y, strict=True)
         )
         labels.append(Name.of(one, place(ax, float(x[-1]), float(y[-1]))))
-    names(ax, labels)
+    names(made, panel, labels)
 
 
 def _ceiling_lines(ax: Axes, gid: str, limits: Ceilings, left: float, right: float) -> None:

@@ -71,19 +71,29 @@ def draw_dots(
     for y, dot in enumerate(dots):
         _row(made, panel, ax, y, dot)
     ax.set_yticks(range(len(dots)), [dot.name for dot in dots])
+    for y, (label, dot) in enumerate(zip(ax.get_yticklabels(), dots, strict=True)):
+        label.set_gid(made.mark(f"{panel.gid}-label-{y}-{slug(dot.series)}", dot.series))
     ax.tick_params(axis="y", length=0, labelcolor=INK)
     ax.set_ylim(len(dots) - 0.4, -0.6)
 
 
 def _row(made: Sheet, panel: Panel, ax: Axes, y: int, dot: Dot) -> None:
-    style, gid = look(str(dot.row["impl"])), f"{panel.gid}-dot-{y}-{slug(dot.series)}"
+    style, gid = look(str(dot.row["impl"])), made.mark(f"{panel.gid}-dot-{y}-{slug(dot.series)}", dot.series)
+    bar: dict[str, Any] = {"color": style.light, "gid": made.mark(f"{gid}-spread", dot.series)}
     left, right = ax.get_xlim()
     ax.plot([left, right], [y, y], color=RULE, linewidth=0.5, zorder=1)
-    ax.plot([dot.low, dot.high], [y, y], color=style.light, linewidth=3.2, alpha=0.45, solid_capstyle="butt")
+    ax.plot([dot.low, dot.high], [y, y], **bar, linewidth=3.2, alpha=0.45, solid_capstyle="butt")
     end = max(dot.high, dot.value)
     if dot.other is not None:
-        ax.plot([dot.value, dot.other], [y, y], color=style.light, linewidth=1.0)
-        ax.plot([dot.other], [y], color=style.light, marker=style.marker, ms=6, mfc=PAPER, ls="none")
+        ax.plot(
+            [dot.value, dot.other],
+            [y, y],
+            color=style.light,
+            linewidth=1.0,
+            gid=made.mark(f"{gid}-between", dot.series),
+        )
+        other = made.mark(f"{gid}-other", dot.series)
+        ax.plot([dot.other], [y], color=style.light, gid=other, marker=style.marker, ms=6, mfc=PAPER, ls="none")
         end = max(end, dot.other)
     mark: dict[str, Any] = {"color": style.light, "marker": style.marker, "ms": 6, "ls": "none"}
     ax.plot([dot.value], [y], **mark, mfc=fill(dot.row), gid=gid)
@@ -96,5 +106,6 @@ def _row(made: Sheet, panel: Panel, ax: Axes, y: int, dot: Dot) -> None:
         size=9,
         color=INK,
         va="center_baseline",
+        gid=made.mark(f"{gid}-value", dot.series),
         bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6},
     )
