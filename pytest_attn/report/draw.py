@@ -107,8 +107,14 @@ def sheet(name: str, title: str, subtitle: str, panels: Sequence[str], height: f
     # A lone panel still needs the width of its title.
     width, full = max(columns * PANEL_W, 7.2), rows * height + _TITLE + _KEY
     figure = Figure(figsize=(width, full), facecolor=PAPER)
-    figure.text(0.16 / width, 1 - 0.24 / full, title, size=12.5, color=INK, weight="bold", va="center")
-    figure.text(0.16 / width, 1 - 0.46 / full, subtitle, size=9, color=FAINT, va="center")
+    lines: Sequence[tuple[str, float, float, dict[str, Any]]] = (
+        (title, 12.5, 0.24, {"color": INK, "weight": "bold"}),
+        (subtitle, 9.0, 0.46, {"color": FAINT}),
+    )
+    for text, size, down, style in lines:
+        # What is too long for the sheet is set smaller; a bold character is two thirds of its size wide on average.
+        fits = min(size, (width - 0.32) * 72 / (0.66 * max(1, len(text))))
+        figure.text(0.16 / width, 1 - down / full, text, size=fits, va="center", **style)
     made = []
     for number, panel in enumerate(panels):
         row, column = divmod(number, columns)

@@ -10,7 +10,7 @@ import pandas as pd
 from pytest_attn.report.frame import series_order
 from pytest_attn.report.style import BASELINE
 from pytest_attn.report.sweeps import Sweep
-from pytest_attn.report.words import DIRECTIONS, clean, count, digits, listed, mask_words, percent, short, times
+from pytest_attn.report.words import DIRECTIONS, clean, count, digits, heads, listed, mask_words, percent, short, times
 
 MOST = 8
 
@@ -41,11 +41,11 @@ def findings(frame: pd.DataFrame, sweeps: dict[str, list[Sweep]], headline: str 
 def problem_words(row: pd.Series) -> str:
     """Return a problem in words: ``batch 16, length 1024, 32 heads, head dim 64, fp16, causal``."""
     length = f"length {row['q_len']}" if row["q_len"] == row["kv_len"] else f"{row['q_len']} on {row['kv_len']} keys"
-    heads = f"{row['heads']} heads" + (f" on {row['kv_heads']}" if row["kv_heads"] != row["heads"] else "")
+    asked = heads(row["heads"]) + (f" on {row['kv_heads']}" if row["kv_heads"] != row["heads"] else "")
     words = [
         f"batch {row['batch']}",
         length,
-        heads,
+        asked,
         f"head dim {row['head_dim']}",
         row["dtype"],
         mask_words(row["mask"]),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from pytest_attn.report.words import clean, mask_words
+from pytest_attn.report.words import clean, heads, mask_words
 
 MOST_COLUMNS, MOST_ROWS = 7, 12
 _COMMON = ("dtype", "softcap", "scale", "layout")
@@ -18,6 +18,7 @@ class Kind:
     """What makes a row and a column of a plane, and what stands still in it.
 
     ``square`` planes hold self-attention only. With ``masks`` each mask is a panel; without, it belongs to the row.
+    ``mixed`` planes count half: a row or a column of theirs moves several things.
     """
 
     row: tuple[str, ...]
@@ -25,6 +26,7 @@ class Kind:
     fixed: tuple[str, ...]
     square: bool = True
     masks: bool = True
+    mixed: bool = False
 
 
 _KINDS = (
@@ -34,8 +36,16 @@ _KINDS = (
     Kind(("heads",), ("q_len",), ("batch", "head_dim", "group")),
     Kind(("heads",), ("q_len",), ("batch", "embedding", "group")),
     Kind(("heads",), ("batch",), ("q_len", "head_dim", "group")),
-    # Shapes of models: what a layer is by what it is asked.
-    Kind(("heads", "kv_heads", "head_dim", "mask"), ("batch", "q_len", "kv_len"), (), square=False, masks=False),
+    # What a layer is by what it is asked: for runs whose shapes do not form a plane of two things alone.
+    Kind(("heads", "kv_heads", "head_dim"), ("batch", "q_len"), (), mixed=True),
+    Kind(
+        ("heads", "kv_heads", "head_dim", "mask"),
+        ("batch", "q_len", "kv_len"),
+        (),
+        square=False,
+        masks=False,
+        mixed=True,
+    ),
 )
 _SYMBOLS = {"batch": "B", "q_len": "S", "heads": "H", "kv_heads": "KV", "head_dim": "D", "tokens": "B×S "}
 
@@ -59,7 +69,7 @@ class Plane:
     def column_label(self, value: tuple[object, ...]) -> str:
         """Return the name of a column."""
         told = dict(zip(self.kind.column, value, strict=True))
-        if self.kind.square:
+        if "kv_len" not in told:
             return _label(self.kind.column, value)
         if told["q_len"] == told["kv_len"]:
             return f"B{told['batch']} {_k(told['q_len'])}"
@@ -74,8 +84,6 @@ def find_plane(frame: pd.DataFrame) -> Plane | None:
     shapes = shapes[shapes["problem_id"].isin(counts[counts > 1].index)]
     best: tuple[tuple[bool, float, float], Kind, pd.DataFrame] | None = None
     for kind in _KINDS:
-        if not kind.square and best is not None and best[0][0]:
-            break  # the mixed kind is for runs that have no plane of one meaning
         found = _fullest(kind, shapes[shapes["q_len"] == shapes["kv_len"]] if kind.square else shapes)
         if found is not None and (best is None or found[0] > best[0]):
             best = (found[0], kind, found[1])
@@ -103,23 +111,26 @@ def _fullest(kind: Kind, shapes: pd.DataFrame) -> tuple[tuple[bool, float, float
             ("row", kind.row),
             ("column", kind.column),
             ("cell", (*kind.row, *kind.column)),
+            ("shown", (*kind.row, *kind.column, *(["mask"] if kind.masks else []))),
         )
     }
     sizes = pd.DataFrame(numbers).groupby("plane").nunique()
-    cells = sizes["cell"].clip(upper=MOST_ROWS * MOST_COLUMNS)
+    cells, shown = sizes["cell"], sizes["shown"].clip(upper=2 * MOST_ROWS * MOST_COLUMNS)
     sides = sizes[["row", "column"]]
     ranks = pd.DataFrame(
         {
             "spans": (sides.min(axis=1) > 1) & (cells > sides.max(axis=1)),
-            "cells": cells,
-            "density": sizes["cell"] / (sizes["row"] * sizes["column"]),
+            "cells": shown,
+            "density": cells / (sizes["row"] * sizes["column"]),
         }
     )
-    ranks = ranks[sizes["cell"] > 1].sort_values(["spans", "cells", "density"], ascending=False, kind="stable")
+    ranks = ranks[cells > 1].sort_values(["spans", "cells", "density"], ascending=False, kind="stable")
     if ranks.empty:
         return None
     spans, most, density = ranks.iloc[0]
-    return (bool(spans), float(most), float(density)), shapes[numbers["plane"] == ranks.index[0]]
+    return (bool(spans), float(most) / (2 if kind.mixed else 1), float(density)), shapes[
+        numbers["plane"] == ranks.index[0]
+    ]
 
 
 def _values(part: pd.DataFrame, names: tuple[str, ...]) -> list[tuple[object, ...]]:
@@ -136,11 +147,11 @@ def _thinned(values: list[tuple[object, ...]]) -> list[tuple[object, ...]]:
 
 
 def _label(names: tuple[str, ...], value: tuple[object, ...]) -> str:
-    parts = [
-        mask_words(str(each)) if name == "mask" else f"{_SYMBOLS[name]}{_k(each)}"
-        for name, each in zip(names, value, strict=True)
-    ]
-    return clean(" ".join(parts))
+    told = dict(zip(names, value, strict=True))
+    if told.get("heads") == told.get("kv_heads"):
+        told.pop("kv_heads", None)
+    mask = mask_words(str(told.pop("mask", ""))).removesuffix(" left, 0 right")
+    return clean(" ".join([*(f"{_SYMBOLS[name]}{_k(each)}" for name, each in told.items()), mask]))
 
 
 def _k(value: object) -> str:
@@ -149,9 +160,10 @@ def _k(value: object) -> str:
 
 
 def _describe(kind: Kind, row: pd.Series) -> str:
-    words = {"batch": "batch {}", "tokens": "batch × length {}", "heads": "{} heads", "head_dim": "head dim {}"}
+    words = {"batch": "batch {}", "tokens": "batch × length {}", "head_dim": "head dim {}"}
     words |= {"embedding": "embedding {}", "q_len": "length {}"}
-    said = [words[name].format(row[name]) for name in kind.fixed if name in words]
+    told = {name: text.format(row[name]) for name, text in words.items()} | {"heads": heads(row["heads"])}
+    said = [told[name] for name in kind.fixed if name in told]
     if "kv_heads" in kind.fixed and row["kv_heads"] != row["heads"]:
         said.append(f"{row['kv_heads']} key heads")
     said += [clean(row["dtype"])]

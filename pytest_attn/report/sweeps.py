@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pytest_attn.report.words import clean
+from pytest_attn.report.words import clean, heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,6 @@ FAMILIES = (
 _WORDS = {
     "batch": "batch {}",
     "tokens": "batch × length {}",
-    "heads": "{} heads",
     "head_dim": "head dim {}",
     "embedding": "embedding {}",
     "q_len": "length {}",
@@ -155,7 +154,8 @@ def masks_of(frame: pd.DataFrame) -> tuple[str, ...]:
 
 def _describe(family: Family, row: pd.Series) -> str:
     """Say what stands still: ``batch 16, 32 heads, head dim 64, fp16``."""
-    words = [_WORDS[name].format(row[name]) for name in family.fixed if name in _WORDS]
+    said = {name: text.format(row[name]) for name, text in _WORDS.items()} | {"heads": heads(row["heads"])}
+    words = [said[name] for name in family.fixed if name in said]
     if family.axis.key == "heads":
         words.append(f"{row['group']} query heads a key head" if row["group"] > 1 else "")
     elif row["kv_heads"] != row["heads"]:

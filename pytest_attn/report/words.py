@@ -74,7 +74,7 @@ def mask_kind(mask: str) -> str:
 
 def tick(label: str) -> str:
     """Return the label of a tick, which is a round number, without the zeros that only a measurement needs."""
-    return re.sub(r"(\.\d*?)0+(?=\D|$)", r"\1", label).replace(". ", " ").removesuffix(".")
+    return re.sub(r"\.(?!\d)", "", re.sub(r"(\.\d*?)0+(?=\D|$)", r"\1", label))
 
 
 def times(ratio: float, places: int = 2) -> str:
@@ -85,6 +85,11 @@ def times(ratio: float, places: int = 2) -> str:
 def percent(ratio: float) -> str:
     """Return a ratio in per cent with two digits, e.g. ``14 %``."""
     return f"{digits(100 * ratio, 2 if ratio < 1 else 3)} %"
+
+
+def heads(number: int) -> str:
+    """Return ``1 head``, ``16 heads``."""
+    return f"{number} head{'' if number == 1 else 's'}"
 
 
 def count(number: int, noun: str) -> str:

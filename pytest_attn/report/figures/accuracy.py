@@ -63,7 +63,11 @@ def accuracy_sheet(frame: pd.DataFrame, direction: str) -> Sheet | None:
     ax.set_xlim(0, 1.06)
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "25 %", "50 %", "75 %", "100 %"])
     scales.name_x(ax, "Speed as a share of the fastest's")
-    scales.linear_values_axis(ax, max(1.12, float(table["error_most"].max()) * 1.08), digits, 10)
+    low, high = float(table["error"].min()), max(1.0, float(table["error_most"].max()))
+    if low > 0:
+        scales.log_values_axis(ax, low / 1.6, high * 1.4, digits, 10)
+    else:
+        scales.linear_values_axis(ax, high * 1.08, digits, 10)
     ax.axhline(1.0, color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)), gid=f"{panel.gid}-limit")
     labels = []
     for series, row in ((str(name), row) for name, row in table.iterrows()):

@@ -12,7 +12,7 @@ from pytest_attn.report import axes as scales
 from pytest_attn.report.draw import Margins, Panel, Sheet, key, sheet
 from pytest_attn.report.frame import series_order
 from pytest_attn.report.metrics import METRICS, Metric
-from pytest_attn.report.style import BASELINE, FAINT, INK, RULE, look
+from pytest_attn.report.style import BASELINE, FAINT, INK, PAPER, RULE, look
 from pytest_attn.report.words import DIRECTIONS, STATUS_WORDS, clean, percent, short, slug, times
 
 # Bars start at zero; where one value is that many times another the small ones would vanish, so dots on a log axis
@@ -60,11 +60,13 @@ def _bars(made: Sheet, panel: Panel, rows: pd.DataFrame, metric: Metric) -> None
         end = left
         if value > 0 and log:
             ax.plot([left, value], [place, place], color=RULE, linewidth=0.8, zorder=1)
-            face = style.light if row.ok else "none"
+            face = "none" if not row.ok else PAPER if row.run_number else style.light
             ax.plot([value], [place], color=style.light, marker=style.marker, ms=7, mfc=face, linestyle="none", gid=gid)
             end = value
         elif value > 0:
-            fill: dict[str, Any] = {"color": style.light} if row.ok else {"facecolor": "none", "edgecolor": style.light}
+            fill: dict[str, Any] = {"facecolor": style.light if row.ok else "none", "edgecolor": style.light}
+            if row.ok and row.run_number:  # as marks of later runs are
+                fill = {"facecolor": PAPER, "edgecolor": style.light, "hatch": "/////"}
             bar = ax.barh([place], [value], height=0.62, **fill)
             bar.patches[0].set_gid(gid)
             end = value

@@ -7,7 +7,7 @@ import pandas as pd
 from attn_impls.problem import CAUSAL
 from pytest_attn.report.draw import Margins, Sheet, key, sheet
 from pytest_attn.report.figures.rows import MOST_ROWS, ROW, Dot, draw_dots
-from pytest_attn.report.words import DIRECTIONS, clean, seconds, short, times
+from pytest_attn.report.words import DIRECTIONS, clean, heads, seconds, short, times
 
 _SHAPE = ["batch", "heads", "kv_heads", "q_len", "kv_len", "head_dim", "dtype", "softcap", "scale", "layout"]
 
@@ -43,7 +43,7 @@ def causal_sheet(frame: pd.DataFrame, direction: str) -> Sheet | None:
     ]
     one = here.iloc[0]
     length = f"length {one['q_len']}" if one["q_len"] == one["kv_len"] else f"{one['q_len']} on {one['kv_len']} keys"
-    where = f"batch {one['batch']}, {length}, {one['heads']} heads, head dim {one['head_dim']}, {clean(one['dtype'])}"
+    where = f"batch {one['batch']}, {length}, {heads(one['heads'])}, head dim {one['head_dim']}, {clean(one['dtype'])}"
     made = sheet(
         f"causal-over-full-{direction.replace('_', '-')}",
         f"What does a causal mask save {DIRECTIONS[direction]}?",

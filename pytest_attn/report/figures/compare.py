@@ -39,7 +39,7 @@ def compare_sheet(pair: RunPair, direction: str) -> Sheet | None:
             row["low"],
             row["high"],
             times(row["ratio"], 3),
-            label=f"{short(row['impl'], 14)} {row['label'] if len(row['label']) <= 21 else short(row['label'], 21)}",
+            label=f"{short(row['impl'], 14)} {short(row['label'], 26)}",
         )
         for row in changed
     ]
@@ -51,7 +51,7 @@ def compare_sheet(pair: RunPair, direction: str) -> Sheet | None:
         f"{b}: {short(pair.after, 60)}; {a}: {short(pair.before, 60)}; above 1× {b} is faster",
         titles,
         0.95 + ROW * max(len(dots), len(changes)),
-        Margins(left=2.2 if changes else 1.25, right=0.14, bottom=0.46),
+        Margins(left=2.4 if changes else 1.25, right=0.14, bottom=0.46),
     )
     for panel, shown in zip(made.panels, (dots, changes), strict=False):
         draw_dots(made, panel, shown, digits, ratio=True)

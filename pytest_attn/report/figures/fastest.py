@@ -31,11 +31,11 @@ def fastest_sheet(plane: Plane, direction: str) -> Sheet | None:
     widest = max(len(plane.row_label(row)) for row in plane.rows)
     made = sheet(
         f"fastest-by-shape-{direction.replace('_', '-')}",
-        f"Which implementation is fastest {DIRECTIONS[direction]} at which shape, and by how much?",
+        f"Which is fastest {DIRECTIONS[direction]} at which shape?",
         plane.fixed,
         [f"Lead over the second, {mask_words(mask)} mask" if mask else "Lead over the second" for mask in masks],
         0.95 + _CELL * len(plane.rows),
-        Margins(left=min(1.75, 0.3 + 0.075 * widest), bottom=0.5),
+        Margins(left=min(1.75, 0.3 + (0.075 if widest <= 12 else 0.062) * widest), bottom=0.5),
     )
     for panel, mask in zip(made.panels, masks, strict=True):
         _draw(made, panel, rows[rows["mask"] == mask] if mask else rows, plane)
@@ -53,7 +53,8 @@ def ranked(rows: pd.DataFrame) -> pd.DataFrame:
     ``level`` tells whether their spreads overlap.
     """
     order = rows.sort_values(["problem_id", "time", "series"], kind="stable")
-    order = order.drop_duplicates(["problem_id", "series"])
+    # An implementation does not lead over itself in another run.
+    order = order.drop_duplicates(["problem_id", "impl"])
     place = order.groupby("problem_id").cumcount()
     first = order[place == 0].set_index("problem_id", drop=False)
     second = order[place == 1].set_index("problem_id").reindex(first.index)
@@ -100,6 +101,8 @@ def _draw(made: Sheet, panel: Panel, rows: pd.DataFrame, plane: Plane) -> None:
     ax.set_xticks([x + 0.5 for x in range(len(plane.columns))], [plane.column_label(c) for c in plane.columns])
     if crowded:
         ax.tick_params(axis="x", labelsize=6.5, rotation=30)
+    if max(len(plane.row_label(row)) for row in plane.rows) > 12:
+        ax.tick_params(axis="y", labelsize=7)
     ax.set_yticks([y + 0.5 for y in range(len(plane.rows))], [plane.row_label(row) for row in plane.rows])
     step = 0.166 / (_CELL * len(plane.rows))
     ordered = sorted(wins, key=lambda series: (-wins[series], series))

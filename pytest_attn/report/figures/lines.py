@@ -176,10 +176,12 @@ def _lines(
         if valued:
             x = max(valued)
             last = place(ax, x, valued[x][metric.column])
-        for x in (x for x, row in line.items() if row["status"] == "oom"):
+        for number, x in enumerate(x for x, row in line.items() if row["status"] == "oom"):
             height = _OOM_TOP - _OOM_STEP * stacked.get(x, 0)
             stacked[x] = stacked.get(x, 0) + 1
-            out_of_memory(ax, x, height, style.light, f"{gid}-oom-{x}", left=x != first)
+            # Said once a series: the next × would stand on the word.
+            side = "none" if number else "left" if x != first else "right"
+            out_of_memory(ax, x, height, style.light, f"{gid}-oom-{x}", side)
             made.mark(f"{gid}-oom-{x}", series, [line[x]["record"]])
             made.mark(f"{gid}-oom-{x}-word", series)
             if x == sweep.values[-1]:

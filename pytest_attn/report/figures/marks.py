@@ -80,8 +80,8 @@ def names(made: Sheet, panel: Panel, labels: Sequence[Name], *, leaders: bool = 
             made.mark(f"{gid}-leader", label.series)
 
 
-def out_of_memory(ax: Axes, value: float, height: float, colour: str, gid: str, *, left: bool) -> None:
-    """Draw an × over ``value`` at ``height``, a share of the axes, with the word at its left or right."""
+def out_of_memory(ax: Axes, value: float, height: float, colour: str, gid: str, side: str) -> None:
+    """Draw an × over ``value`` at ``height``, a share of the axes; ``side`` of the word is left, right or none."""
     mark: dict[str, Any] = {
         "marker": "x",
         "markersize": 6.0,
@@ -90,6 +90,9 @@ def out_of_memory(ax: Axes, value: float, height: float, colour: str, gid: str, 
         "clip_on": False,
     }
     ax.plot([value], [height], color=colour, transform=ax.get_xaxis_transform(), gid=gid, **mark)
+    if side == "none":
+        return
+    left = side == "left"
     ax.annotate(
         "OOM",
         (value, height),

@@ -126,18 +126,15 @@ def _ceiling_lines(ax: Axes, gid: str, limits: Ceilings, left: float, right: flo
     knee = limits.reached * 1e3 / limits.traffic
     xs = [left, *([knee] if left < knee < right else []), right]
     ax.plot(xs, [limits.at(x) for x in xs], color=INK, lw=1.2, gid=f"{gid}-measured")
-    # Names stand where points are few: over the flat part, which nothing passes.
-    texts = [(limits.reached, f"measured ceiling {digits(limits.reached)}, {digits(limits.traffic)} GB/s", "bottom")]
+    _name(ax, right, limits.reached, f"measured {digits(limits.reached)}, {digits(limits.traffic)} GB/s", "right")
     if limits.datasheet is not None:
         ax.axhline(limits.datasheet, color=FAINT, lw=0.9, ls=(0, (4, 3)), gid=f"{gid}-datasheet")
-        above = limits.datasheet >= limits.reached
-        texts = [(*texts[0][:2], "top" if not above else "bottom")]
-        texts.append((limits.datasheet, f"datasheet {digits(limits.datasheet)}", "bottom" if above else "top"))
-        if above and limits.datasheet / limits.reached < 1.3:  # too close for a line of text between them
-            texts[0] = (limits.reached, texts[0][1], "top")
-    for height, text, side in texts:
-        shift = 2 if side == "bottom" else -3
-        ax.annotate(text, (left, height), xytext=(3, shift), textcoords="offset points", size=7.5, color=INK, va=side)
+        _name(ax, left, limits.datasheet, f"datasheet {digits(limits.datasheet)}", "left")
+
+
+def _name(ax: Axes, x: float, height: float, text: str, side: str) -> None:
+    shift = 3 if side == "left" else -3
+    ax.annotate(text, (x, height), xytext=(shift, 3), textcoords="offset points", size=7.5, color=INK, ha=side)
 
 
 def _ceiling_words(limits: Ceilings) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator
 
 from pytest_attn.report import axes as scales
 from pytest_attn.report.draw import Panel, Sheet
@@ -64,6 +65,9 @@ def draw_dots(
         low /= 1.5
         high = low * max(high / low, 3.0) ** room
         scales.log_values_axis(ax, low, high, show, 10, along="x", most=4)
+    # Ticks only where values are: right of them stand the texts.
+    ticks = [tick for tick in ax.get_xticks() if tick <= max(ends) * 1.02 and not (ratio and tick == 1)]
+    ax.xaxis.set_major_locator(FixedLocator([*([1.0] if ratio else []), *ticks]))
     for y, dot in enumerate(dots):
         _row(made, panel, ax, y, dot)
     ax.set_yticks(range(len(dots)), [dot.name for dot in dots])
