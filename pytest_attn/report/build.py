@@ -13,6 +13,7 @@ from pytest_attn.report.findings import findings
 from pytest_attn.report.frame import records_frame, run_labels, run_letter, to_csv
 from pytest_attn.report.html import Page, Section, about, mask_choices, render
 from pytest_attn.report.metrics import METRICS
+from pytest_attn.report.reference import reference_tables
 from pytest_attn.report.rendering import Drawn, Dress
 from pytest_attn.report.rendering import render as render_figures
 from pytest_attn.report.run_pairs import pair_tables
@@ -33,12 +34,12 @@ def build(runs: Sequence[Run], left_out: Sequence[str] = ()) -> dict[str, bytes]
     frame = records_frame(runs)
     sweeps = find_sweeps(frame)
     first = headline_problem(frame)
-    sentences = findings(frame, sweeps, first)
-    tables = comparison_tables(frame)
+    tables = [*reference_tables(frame, first), *comparison_tables(frame)]
     first_calls, failures = first_call_table(frame), failure_table(frame)
     labels = run_labels(runs)
     impls, series = implementations(frame), series_places(frame)
     data = Data.of(runs, frame, sweeps, first)
+    sentences = findings(frame, sweeps, first, data.pairs, data.forecast)
     first_shots, planned = headline(data), list(plans(data))
     shots = [*first_shots, *(shot for plan in planned for shot in plan.shots)]
     drawn = render_figures(shots, Dress([look(impl) for impl in impls], _run_legend(labels), series))

@@ -38,7 +38,16 @@ CSV_NAMES = {
 # What is drawn or compared: a value of another type, NaN or infinity counts as not recorded.
 _NUMBERS = (
     *("time", "time_p10", "time_p90", "tflops", "tflops_p10", "tflops_p90", "gbps", "memory", "percent_of_peak"),
-    *("percent_of_peak_at_clock", "host_us", "compile_s", "energy_j", "error_ratio", "device_bytes"),
+    *(
+        "percent_of_peak_at_clock",
+        "host_us",
+        "compile_s",
+        "sm_mhz",
+        "power_w",
+        "energy_j",
+        "error_ratio",
+        "device_bytes",
+    ),
 )
 
 

@@ -115,7 +115,7 @@ def plans(data: Data) -> Iterator[Plan]:
             *(Shot(partial(roofline_sheet, frame, d), d) for d in directions),
             *_along(data, PEAK_AT_CLOCK, directions),
         ],
-        "No roofline: no record holds a speed.",
+        "No roofline: no two problems have a measured speed.",
     )
     yield Plan(
         "backward",

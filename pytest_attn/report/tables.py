@@ -119,14 +119,16 @@ def _by_case(rows: pd.DataFrame) -> dict[str, dict[str, Record]]:
 
 
 def _row(label: str, case: dict[str, Record], columns: list[str], metric: Metric) -> Row:
-    good = [r[metric.column] for r in case.values() if r["ok"] and r[metric.column] > 0]
-    best = (max(good) if metric.more_is_better else min(good)) if len(good) > 1 else None
+    best = best_value(case.values(), metric)
     base = {r["status"] for r in case.values() if r["impl"] == BASELINE} - {"ok"}
     note = f"{BASELINE}: {STATUS_NOTES[str(min(base))]}" if base else ""
-    cells = (
-        replace(_cell(case.get(s), metric, best), record=case[s]["record"] if s in case else None) for s in columns
-    )
-    return Row(label, note, tuple(cells))
+    return Row(label, note, tuple(value_cell(case.get(series), metric, best) for series in columns))
+
+
+def best_value(records: Iterable[Record], metric: Metric) -> float | None:
+    """Return the best value of ``metric`` among records that are ``ok``; ``None`` with fewer than two to compare."""
+    good = [record[metric.column] for record in records if record["ok"] and record[metric.column] > 0]
+    return (max(good) if metric.more_is_better else min(good)) if len(good) > 1 else None
 
 
 STATUS_NOTES = {
@@ -139,9 +141,14 @@ STATUS_NOTES = {
 }
 
 
-def _cell(record: Record | None, metric: Metric, best: float | None) -> Cell:
-    if record is None:
-        return Cell("·", hint="not run")
+def value_cell(record: Record | None, metric: Metric, best: float | None) -> Cell:
+    """Return the cell of a record: its value, or why there is none; ``best`` is the value to be marked."""
+    return (
+        Cell("·", hint="not run") if record is None else replace(_cell(record, metric, best), record=record["record"])
+    )
+
+
+def _cell(record: Record, metric: Metric, best: float | None) -> Cell:
     value, status = float(record[metric.column]), str(record["status"])
     reason = clean(record["reason"]) if isinstance(record["reason"], str) else ""
     if status != "ok":
@@ -170,7 +177,7 @@ def sweep_tables(sweeps: list[Sweep]) -> list[Table]:
                     cases[str(record["series"])].setdefault(int(record[sweep.axis.column]), record)
                 note = mask_words(mask)
                 for series, case in cases.items():
-                    cells = tuple(_cell(case.get(value), metric, None) for value in sweep.values)
+                    cells = tuple(value_cell(case.get(value), metric, None) for value in sweep.values)
                     lines += [Row(short(series), note, cells)] if case else []
             columns = tuple(f"{sweep.axis.symbol} {value}" for value in sweep.values)
             tables.append(Table(f"{sweep.fixed}, {DIRECTIONS[direction]}", "time", direction, columns, tuple(lines)))

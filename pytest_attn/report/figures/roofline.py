@@ -49,9 +49,9 @@ def ceilings(rows: pd.DataFrame) -> Ceilings | None:
 
 
 def roofline_sheet(frame: pd.DataFrame, direction: str) -> Sheet | None:
-    """Draw useful TFLOP/s over FLOP a byte of least traffic, a panel a dtype; ``None`` without a measured speed."""
+    """Draw useful TFLOP/s over FLOP a byte of least traffic, a panel a dtype; ``None`` where no two problems were."""
     rows = frame[(frame["direction"] == direction) & frame["ok"] & (frame["tflops"] > 0) & (frame["min_bytes"] > 0)]
-    if rows.empty:
+    if rows["problem_id"].nunique() < 2:
         return None
     rows = rows.assign(intensity=rows["flops"] / rows["min_bytes"])
     dtypes = sorted(rows["dtype"].unique(), key=lambda dtype: -int((rows["dtype"] == dtype).sum()))[:_MOST_PANELS]
