@@ -20,10 +20,13 @@ def dress(ax: Axes) -> None:
         ax.spines[side].set_color(RULE)
     ax.tick_params(colors=FAINT, length=3, width=0.6, labelsize=9)
     ax.set_axisbelow(True)
+    # Axes here have no y label, and an x label at a fixed place: searching for room costs a tenth of a figure's time.
+    ax.yaxis.set_label_coords(-0.2, 0.5)
+    ax.xaxis.set_label_coords(0.5, -0.2)
 
 
 def name_x(ax: Axes, text: str) -> None:
-    """Name the x axis at a fixed distance: letting matplotlib look for one costs a tenth of the time of a figure."""
+    """Name the x axis, at a fixed distance."""
     figure = ax.get_figure(root=True)
     inches = ax.get_position().height * (figure.get_figheight() if figure else 1.0)
     ax.set_xlabel(text, size=9.5, color=FAINT)

@@ -34,18 +34,30 @@ def build(runs: Sequence[Run], left_out: Sequence[str] = ()) -> dict[str, bytes]
     frame = records_frame(runs)
     sweeps = find_sweeps(frame)
     first = headline_problem(frame)
-    tables = [*reference_tables(frame, first), *comparison_tables(frame)]
-    first_calls, failures = first_call_table(frame), failure_table(frame)
     labels = run_labels(runs)
     impls, series = implementations(frame), series_places(frame)
     data = Data.of(runs, frame, sweeps, first)
     sentences = findings(frame, sweeps, first, data.pairs, data.forecast)
     first_shots, planned = headline(data), list(plans(data))
     shots = [*first_shots, *(shot for plan in planned for shot in plan.shots)]
-    drawn = render_figures(shots, Dress([look(impl) for impl in impls], _run_legend(labels), series))
+    dress = Dress([look(impl) for impl in impls], _run_legend(labels), series)
+    drawn, (tables, first_calls, failures, listing, records) = render_figures(
+        shots,
+        dress,
+        lambda: (
+            [
+                *(table for pair in data.pairs for table in pair_tables(pair)),
+                *reference_tables(frame, first),
+                *comparison_tables(frame),
+            ],
+            first_call_table(frame),
+            failure_table(frame),
+            to_csv(frame),
+            embedded(runs, labels, frame),
+        ),
+    )
     headlines = [made.figure for made in drawn[: len(first_shots)] if made is not None]
     sections = list(_sections(planned, iter(drawn[len(first_shots) :])))
-    tables = [*(table for pair in data.pairs for table in pair_tables(pair)), *tables]
     page = Page(
         title=f"Attention on {listed(labels)}",
         subtitle=_subtitle(runs, frame),
@@ -67,12 +79,12 @@ def build(runs: Sequence[Run], left_out: Sequence[str] = ()) -> dict[str, bytes]
         implementations=impls,
         runs=labels,
         series=series,
-        records=embedded(runs, labels, frame),
+        records=records,
         count=len(frame),
     )
     others = [table for table in (first_calls, failures) if table]
     markdown = to_markdown([*tables, *others], [*page.left_out, *sentences])
-    texts = {"index.html": render(page), "results.csv": to_csv(frame), "results.md": markdown}
+    texts = {"index.html": render(page), "results.csv": listing, "results.md": markdown}
     # A lone surrogate is legal in JSON but not in UTF-8.
     files = {name: text.encode("utf-8", "replace") for name, text in texts.items()}
     for made in (made for made in drawn if made is not None):

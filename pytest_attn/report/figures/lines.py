@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from pytest_attn.report import axes as scales
 from pytest_attn.report.draw import Margins, Panel, Sheet, key, sheet
-from pytest_attn.report.figures.marks import Name, fill, names, out_of_memory, place
+from pytest_attn.report.figures.marks import Name, fill, names, out_of_memory, place, spreads
 from pytest_attn.report.forecast import Forecast
 from pytest_attn.report.frame import series_order
 from pytest_attn.report.metrics import Metric
@@ -207,7 +207,7 @@ def _line(ax: Axes, valued: Line, xs: Sequence[int], metric: Metric, gid: str, s
         ax.plot(xs, heights, **common, ls=style.dash, lw=1.7, mfc=fill(one), gid=gid, label=series)
         if metric.low and metric.high:
             low, high = ([row[end] for row in good.values()] for end in (metric.low, metric.high))
-            spread = ax.vlines(list(good), low, high, colors=style.light, linewidth=3.2, alpha=0.45)
+            spread = spreads(ax, list(good), low, high, style.light, 3.2)
             spread.set_gid(f"{gid}-spread")
     if hollow:
         ax.plot(list(hollow), list(hollow.values()), **common, ls="none", mfc="none", gid=f"{gid}-hollow")

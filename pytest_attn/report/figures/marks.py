@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 
 from pytest_attn.report import axes as scales
 from pytest_attn.report.draw import Panel, Sheet
@@ -38,6 +39,16 @@ class Name:
 def fill(row: Mapping[Hashable, Any] | pd.Series) -> str:
     """Return what fills the marks of a row's series: its colour in the first run, nothing in a later one."""
     return look(str(row["impl"])).light if row["run_number"] == 0 else PAPER
+
+
+def spreads(
+    ax: Axes, x: Iterable[float], low: Iterable[float], high: Iterable[float], colour: str, width: float
+) -> LineCollection:
+    """Draw a bar from ``low`` to ``high`` at each ``x``; the scales are set already and stay as they are."""
+    segments = [[(at, bottom), (at, top)] for at, bottom, top in zip(x, low, high, strict=True)]
+    made = LineCollection(segments, colors=colour, linewidths=width, alpha=0.45)
+    ax.add_collection(made, autolim=False)
+    return made
 
 
 def share(value: float, limits: tuple[float, float], scale: str) -> float:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from pytest_attn.report import axes as scales
 from pytest_attn.report.draw import Margins, Panel, Sheet, key, sheet
-from pytest_attn.report.figures.marks import Name, fill, names, place
+from pytest_attn.report.figures.marks import Name, fill, names, place, spreads
 from pytest_attn.report.frame import series_order
 from pytest_attn.report.style import FAINT, INK, look
 from pytest_attn.report.words import DIRECTIONS, clean, digits, short, slug
@@ -104,15 +104,8 @@ def _draw(made: Sheet, panel: Panel, rows: pd.DataFrame, limits: Ceilings) -> No
         style, gid = look(str(one["impl"])), f"{panel.gid}-series-{slug(series)}"
         x, y = here["intensity"].to_numpy(), here["tflops"].to_numpy()
         ax.plot(x, y, color=style.light, marker=style.marker, ms=5, ls="none", mfc=fill(one), gid=gid, label=series)
-        ax.vlines(
-            x,
-            here["tflops_p10"],
-            here["tflops_p90"],
-            colors=style.light,
-            linewidth=2.4,
-            alpha=0.45,
-            gid=f"{gid}-spread",
-        )
+        spread = spreads(ax, x, here["tflops_p10"], here["tflops_p90"], style.light, 2.4)
+        spread.set_gid(f"{gid}-spread")
         made.mark(gid, series, here["record"])
         made.mark(f"{gid}-spread", series)
         made.hints[gid] = f"{clean(series)}: " + ", ".join(
