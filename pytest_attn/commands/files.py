@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from pytest_attn.perf.record import Run
 
 
-def read_run(path: Path) -> Run:
-    """Return the run that ``path`` holds.
+def read_run(path: Path, left_out: list[str] | None = None) -> Run:
+    """Return the run that ``path`` holds; ``left_out`` is that of :func:`pytest_attn.perf.record.load_run`.
 
     Raises :class:`UserError` when the file is missing, truncated, empty or not a run.
     """
     from pytest_attn.perf.record import BadRun, load_run
 
     try:
-        return load_run(path)
+        return load_run(path, left_out)
     except BadRun as error:
         raise UserError(str(error)) from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from pytest_attn.commands.errors import UserError
@@ -25,7 +26,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises :class:`UserError` for runs that are unusable or do not belong together, a missing package and a folder that
     cannot be written.
     """
-    runs = [read_run(path) for path in arguments.runs]
+    left_out: list[str] = []
+    runs = [read_run(path, left_out) for path in arguments.runs]
     for each in runs:
         if not each.records:
             raise UserError(f"{each.source} holds no records")
@@ -33,8 +35,10 @@ def run(arguments: argparse.Namespace) -> int:
     from pytest_attn.report import MissingExtra, write_report
 
     try:
-        page = write_report(runs, arguments.output)
+        page = write_report(runs, arguments.output, left_out)
     except (BadRun, MissingExtra, OSError) as error:  # each is a sentence
         raise UserError(str(error)) from None
+    for sentence in left_out:
+        print(sentence, file=sys.stderr)
     print(page)
     return 0

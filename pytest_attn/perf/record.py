@@ -239,8 +239,11 @@ class Run:
         }
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | Path, left_out: list[str] | None = None) -> Run:
     """Read the JSON that ``pytest -m perf --benchmark-json=FILE`` wrote.
+
+    A record that cannot be read makes the whole file unusable, unless ``left_out`` is given: then the other records
+    are read, and a sentence on what was left out is appended to it.
 
     Raises :class:`BadRun` with one sentence when the file is missing, truncated, empty or not ours.
     """
@@ -266,7 +269,7 @@ def load_run(path: str | Path) -> Run:
         raise BadRun(f"{name} has schema {header.get('schema')!r}; this version reads {SCHEMA}")
     try:
         timed = [b["extra_info"]["attn"] for b in data["benchmarks"] if "attn" in b.get("extra_info", {})]
-        records = tuple(Record.from_dict(item) for item in [*timed, *header.get("not_timed", [])])
+        records = _records([*timed, *header.get("not_timed", [])], name, left_out)
         return Run(
             records,
             str(header["grid"]),
@@ -281,3 +284,21 @@ def load_run(path: str | Path) -> Run:
         raise BadRun(f"{name}: {error}") from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadRun(f"{name} cannot be read as a run: {type(error).__name__}: {error}") from None
+
+
+def _records(items: list[Any], name: str, left_out: list[str] | None) -> tuple[Record, ...]:
+    records, errors = [], []
+    for item in items:
+        try:
+            if not isinstance(item, dict):
+                raise BadRun("a record is no JSON object")
+            records.append(Record.from_dict(item))
+        except BadRun as error:
+            if left_out is None:
+                raise
+            errors.append(str(error))
+    if errors and not records:
+        raise BadRun(errors[0])
+    if errors and left_out is not None:
+        left_out.append(f"{name}: {len(errors)} of {len(items)} records left out; the first: {errors[0]}")
+    return tuple(records)

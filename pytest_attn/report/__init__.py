@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_attn.perf.record import BadRun, Run
+from pytest_attn.report.folder import write_files
 
 __all__ = ["MissingExtra", "write_report"]
 
@@ -19,14 +20,16 @@ class MissingExtra(ImportError):
     """A package that the report needs is not installed; the message says how to get it."""
 
 
-def write_report(runs: Sequence[Run], directory: str | Path) -> Path:
+def write_report(runs: Sequence[Run], directory: str | Path, left_out: Sequence[str] = ()) -> Path:
     """Write ``index.html``, ``figures/*.svg`` and ``*.png``, ``results.csv`` and ``results.md`` into ``directory``.
 
-    The same runs give the same bytes. The directory is made when it is missing; files of a former report are replaced.
+    The same runs give the same bytes. The directory is made when it is missing. Files of a former report are replaced,
+    and its figures that this one does not have are removed unless someone changed them; nothing else is touched.
 
     Args:
         runs: one run, or several whose records then carry the machine or the file as a label.
         directory: where to write.
+        left_out: sentences on what of the runs was not read, for the top of the page.
 
     Returns:
         The path of ``index.html``.
@@ -34,7 +37,8 @@ def write_report(runs: Sequence[Run], directory: str | Path) -> Path:
     Raises:
         BadRun: ``runs`` is empty, or holds records of different contracts, which must not be compared.
         MissingExtra: matplotlib, pandas or Jinja is not installed.
-        OSError: the directory cannot be written; the message is a sentence.
+        OSError: the directory cannot be written, or holds files of these names that no report wrote; the message is a
+            sentence.
     """
     if not runs:
         raise BadRun("there is no run to report on")
@@ -47,11 +51,5 @@ def write_report(runs: Sequence[Run], directory: str | Path) -> Path:
     from pytest_attn.report.build import build
 
     target = Path(directory)
-    files = build(runs)
-    try:
-        (target / "figures").mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            (target / name).write_bytes(content)
-    except OSError as error:
-        raise OSError(f"cannot write the report to {target}: {error.strerror or error}") from None
+    write_files(target, build(runs, left_out))
     return target / "index.html"

@@ -6,7 +6,7 @@ inches laid out by hand: panels are then alike, quick to draw, and the same byte
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,8 @@ from pytest_attn.report.style import FAINT, INK, PAPER
 
 PANEL_W = 4.4
 _TITLE, _KEY, _COLUMNS = 0.62, 0.36, 2
+
+HOLLOW = "noisy or host-bound, not compared"
 
 # mathtext is off because names come from others: "$" is a character, never markup. Text stays text in the SVG, so
 # that the page can set it in its own font and readers can search it.
@@ -54,6 +56,16 @@ class Panel:
     box: tuple[float, float, float, float]
     title: str
     alt: str = ""
+    mask: str = ""
+    """The mask it is about, so that a page can show those of one mask; empty where it is about all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Whose an SVG element is, and what its points are, in the order they are drawn: rows of the records' table."""
+
+    series: str
+    records: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -67,9 +79,16 @@ class Sheet:
     panels: list[Panel]
     hints: dict[str, str] = field(default_factory=dict)
     """Text to show on hovering over the SVG element of that id."""
+    marks: dict[str, Mark] = field(default_factory=dict)
+    """What a page hides with its series, and whose values it shows, by the id of the SVG element."""
     notes: list[str] = field(default_factory=list)
     key: list[str] = field(default_factory=list)
     """What the marks mean, for a page that leaves out the strip with the key."""
+
+    def mark(self, gid: str, series: str, records: Iterable[Any] = ()) -> str:
+        """Say that the element ``gid`` belongs to ``series`` and shows ``records``; return ``gid``."""
+        self.marks[gid] = Mark(series, tuple(int(record) for record in records))
+        return gid
 
 
 @contextmanager
@@ -88,8 +107,14 @@ def sheet(name: str, title: str, subtitle: str, panels: Sequence[str], height: f
     # A lone panel still needs the width of its title.
     width, full = max(columns * PANEL_W, 7.2), rows * height + _TITLE + _KEY
     figure = Figure(figsize=(width, full), facecolor=PAPER)
-    figure.text(0.16 / width, 1 - 0.24 / full, title, size=12.5, color=INK, weight="bold", va="center")
-    figure.text(0.16 / width, 1 - 0.46 / full, subtitle, size=9, color=FAINT, va="center")
+    lines: Sequence[tuple[str, float, float, dict[str, Any]]] = (
+        (title, 12.5, 0.24, {"color": INK, "weight": "bold"}),
+        (subtitle, 9.0, 0.46, {"color": FAINT}),
+    )
+    for text, size, down, style in lines:
+        # What is too long for the sheet is set smaller; a bold character is two thirds of its size wide on average.
+        fits = min(size, (width - 0.32) * 72 / (0.66 * max(1, len(text))))
+        figure.text(0.16 / width, 1 - down / full, text, size=fits, va="center", **style)
     made = []
     for number, panel in enumerate(panels):
         row, column = divmod(number, columns)
@@ -100,34 +125,33 @@ def sheet(name: str, title: str, subtitle: str, panels: Sequence[str], height: f
         ax = figure.add_axes(((left + margins.left) / width, bottom / full, inner_w / width, inner_h / full))
         ax.set_facecolor("none")
         ax.set_gid(f"panel-{number}")
-        ax.set_title(panel, loc="left", size=10, color=INK, pad=8, x=(0.16 - margins.left) / inner_w)
+        # A height that is given spares matplotlib a search for one, a tenth of the time of a figure.
+        ax.set_title(panel, loc="left", size=10, color=INK, pad=8, x=(0.16 - margins.left) / inner_w, y=1.0)
         box = (left * 72, top * 72, PANEL_W * 72, height * 72)
         made.append(Panel(ax, f"panel-{number}", box, panel))
     return Sheet(figure, name, title, subtitle, made)
 
 
-def key(sheet: Sheet, *, spread: bool, oom: bool, hollow: bool) -> None:
+def key(
+    sheet: Sheet, *, spread: bool = False, oom: bool = False, hollow: bool = False, predicted: bool = False
+) -> None:
     """Write under the panels what the marks mean that are not named where they stand."""
-    handles: list[tuple[Line2D, str]] = []
-    if spread:
-        handles.append(
-            (Line2D([], [], color=FAINT, marker="|", markersize=9, markeredgewidth=3, linestyle="none"), "p10–p90")
-        )
-    if oom:
-        mark = Line2D([], [], color=FAINT, marker="x", markersize=6, markeredgewidth=2, linestyle="none")
-        handles.append((mark, "OOM: out of memory"))
-    if hollow:
-        mark = Line2D([], [], color=FAINT, marker="o", markersize=5, markerfacecolor="none", linestyle="none")
-        handles.append((mark, "noisy or host-bound, not compared"))
-    if not handles:
+    bar: Any = {"marker": "|", "markersize": 9, "markeredgewidth": 3}
+    meanings: Sequence[tuple[bool, dict[str, Any], str, str]] = (
+        (spread, bar, "bar", "p10–p90"),
+        (oom, {"marker": "x", "markersize": 6, "markeredgewidth": 2}, "×", "out of memory"),
+        (predicted, {"marker": ".", "markersize": 4, "linestyle": ":"}, "dotted", "predicted, not measured"),
+        (hollow, {"marker": "o", "markersize": 5, "markerfacecolor": "none"}, "hollow", HOLLOW),
+    )
+    shown = [(mark, sign, text) for wanted, mark, sign, text in meanings if wanted]
+    if not shown:
         return
-    signs = {"p10–p90": "bar", "OOM: out of memory": "×"}
-    sheet.key += [f"{signs.get(text, 'hollow mark')}: {text.removeprefix('OOM: ')}" for _, text in handles]
+    sheet.key += [f"{sign}: {text}" for _, sign, text in shown]
     legend = sheet.figure.legend(
-        [handle for handle, _ in handles],
-        [text for _, text in handles],
+        handles=[Line2D([], [], **({"color": FAINT, "linestyle": "none"} | mark)) for mark, _, _ in shown],
+        labels=[text for _, _, text in shown],
         loc="lower left",
-        ncols=len(handles),
+        ncols=len(shown),
         frameon=False,
         fontsize=9,
         labelcolor=FAINT,

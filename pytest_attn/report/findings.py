@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
+from pytest_attn.report import further
+from pytest_attn.report.forecast import Forecast
 from pytest_attn.report.frame import series_order
+from pytest_attn.report.run_pairs import RunPair
 from pytest_attn.report.style import BASELINE
 from pytest_attn.report.sweeps import Sweep
-from pytest_attn.report.words import DIRECTIONS, clean, count, digits, listed, mask_words, percent, short, times
+from pytest_attn.report.words import (
+    DIRECTIONS,
+    clean,
+    count,
+    digits,
+    heads,
+    listed,
+    mask_words,
+    percent,
+    short,
+    size,
+    times,
+)
 
-MOST = 8
+MOST = 10
 
 
-def findings(frame: pd.DataFrame, sweeps: dict[str, list[Sweep]], headline: str | None) -> list[str]:
-    """Return up to eight sentences about ``frame``, the most useful first.
+def findings(
+    frame: pd.DataFrame,
+    sweeps: dict[str, list[Sweep]],
+    headline: str | None,
+    pairs: Sequence[RunPair] = (),
+    predicted: Forecast | None = None,
+) -> list[str]:
+    """Return up to :data:`MOST` sentences about ``frame``, the most useful first.
 
-    ``headline`` is the id of the problem that the first figure shows.
+    ``headline`` is the id of the problem that the first figure shows, ``pairs`` are the runs held against each other,
+    ``predicted`` is what would have been needed where memory ran out.
     """
     if frame.empty:
         return ["The run holds no records: nothing was measured, so there is nothing to compare."]
@@ -28,24 +50,28 @@ def findings(frame: pd.DataFrame, sweeps: dict[str, list[Sweep]], headline: str 
             f"No measurement succeeded: none of {count(len(frame), 'record')} holds a time that may be compared."
         )
     else:
+        said += further.compared(pairs)
         said += _leaders(frame, headline)
         said += _by_sequence(sweeps["seq"])
         said += _overall(frame)
         said += _memory_growth(sweeps["seq"])
         said += _causal(frame, sweeps["seq"])
+        said += further.backward(frame)
         said += _top_speed(frame)
-    failures = [*_out_of_memory(frame), *_failures(frame)]
+        said += further.accuracy(frame)
+        said += further.energy(frame, headline)
+    failures = [*_out_of_memory(frame, predicted), *_failures(frame)]
     return [*said[: MOST - len(failures)], *failures]
 
 
 def problem_words(row: pd.Series) -> str:
     """Return a problem in words: ``batch 16, length 1024, 32 heads, head dim 64, fp16, causal``."""
     length = f"length {row['q_len']}" if row["q_len"] == row["kv_len"] else f"{row['q_len']} on {row['kv_len']} keys"
-    heads = f"{row['heads']} heads" + (f" on {row['kv_heads']}" if row["kv_heads"] != row["heads"] else "")
+    asked = heads(row["heads"]) + (f" on {row['kv_heads']}" if row["kv_heads"] != row["heads"] else "")
     words = [
         f"batch {row['batch']}",
         length,
-        heads,
+        asked,
         f"head dim {row['head_dim']}",
         row["dtype"],
         mask_words(row["mask"]),
@@ -213,11 +239,11 @@ def _top_speed(frame: pd.DataFrame) -> Iterator[str]:
         best = rows.iloc[0]
         yield (
             f"Highest speed: {short(best['series'], 40)} with {digits(best['tflops'])} TFLOP/s "
-            f"{DIRECTIONS[best['direction']]} at {problem_words(best)}."
+            f"{DIRECTIONS[best['direction']]} at {problem_words(best)}{further.nearest_to_peak(frame)}."
         )
 
 
-def _out_of_memory(frame: pd.DataFrame) -> Iterator[str]:
+def _out_of_memory(frame: pd.DataFrame, predicted: Forecast | None) -> Iterator[str]:
     gone = frame[frame["status"] == "oom"]
     if gone.empty:
         return
@@ -229,7 +255,13 @@ def _out_of_memory(frame: pd.DataFrame) -> Iterator[str]:
             if len(rows) > 1
             else f"{short(series, 40)} once, at length {rows['kv_len'].iloc[0]}"
         )
-    yield f"{len(gone)} of {count(len(frame), 'measurement')} ran out of memory: {listed(said)}."
+    needed = ""
+    if predicted is not None and predicted.bytes:
+        (series, problem, direction), most = max(predicted.bytes.items(), key=lambda item: (item[1], item[0]))
+        length = gone.loc[gone["problem_id"] == problem, "kv_len"].iloc[0]
+        what = f"{short(series, 40)} {DIRECTIONS[direction]} at length {length}"
+        needed = f"; {what} would have needed {size(most)} (predicted)"
+    yield f"{len(gone)} of {count(len(frame), 'measurement')} ran out of memory: {listed(said)}{needed}."
 
 
 def _failures(frame: pd.DataFrame) -> Iterator[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ COLUMNS = (
     *("time", "time_p10", "time_p90", "rounds", "tflops", "tflops_p10", "tflops_p90", "gbps"),
     *("memory", "workspace_bytes", "saved_bytes", "percent_of_peak", "percent_of_peak_at_clock"),
     *("host_us", "compile_s", "dense_tflops", "kernel_s", "kernel", "sm_mhz", "power_w", "energy_j", "note"),
-    *("speedup", "memory_share"),
+    *("error_ratio", "speedup", "memory_share", "energy_per_token", "backward_ratio"),
 )
+_DERIVED = ("speedup", "memory_share", "energy_per_token", "backward_ratio")
 #: Names that only the CSV uses: it must explain itself without this module.
 CSV_NAMES = {
     "time": "time_s",
@@ -30,7 +33,23 @@ CSV_NAMES = {
     "memory": "peak_bytes",
     "speedup": f"speedup_over_{BASELINE}",
     "memory_share": f"memory_share_of_{BASELINE}",
+    "energy_per_token": "energy_j_per_token",
+    "backward_ratio": "time_over_forward",
 }
+# What is drawn or compared: a value of another type, NaN or infinity counts as not recorded.
+_NUMBERS = (
+    *("time", "time_p10", "time_p90", "tflops", "tflops_p10", "tflops_p90", "gbps", "memory", "percent_of_peak"),
+    *(
+        "percent_of_peak_at_clock",
+        "host_us",
+        "compile_s",
+        "sm_mhz",
+        "power_w",
+        "energy_j",
+        "error_ratio",
+        "device_bytes",
+    ),
+)
 
 
 def run_labels(runs: Sequence[Run]) -> list[str]:
@@ -48,26 +67,45 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
     return unique
 
 
+def run_letter(number: int) -> str:
+    """Return what stands for the run of that number, from 0, where there is little room: A, B, ..."""
+    return chr(ord("A") + number) if number < 26 else f"#{number + 1}"
+
+
 def records_frame(runs: Sequence[Run]) -> pd.DataFrame:
     """Return the tidy table of all records of ``runs``.
 
     On top of :data:`COLUMNS` it has ``series`` (what a line in a figure is: the implementation, and the run where
-    there are several), ``run_number``, ``tokens`` (batch * q_len), ``group`` (heads / kv_heads), ``flops`` and ``ok``.
+    there are several), ``tag`` (the series in a few letters), ``run_number``, ``tokens`` (batch * q_len), ``group``
+    (heads / kv_heads), ``flops``, ``min_bytes``, ``device_bytes`` (memory of the device, where the run says it) and
+    ``ok``, and ``record`` (its row). What is no finite number from 0 is missing, and no record is ``ok`` without a time
+    above zero.
 
     Raises :class:`~pytest_attn.perf.record.BadRun` when records were measured under different contracts.
     """
     _one_contract(runs)
     labels = run_labels(runs)
     rows = [
-        {**_row(record), "run": label, "run_number": number}
+        {**_row(record), "run": label, "run_number": number, "device_bytes": run.machine.get("memory_bytes")}
         for number, (run, label) in enumerate(zip(runs, labels, strict=True))
         for record in run.records
     ]
-    extra = ("run_number", "tokens", "group", "flops")
-    frame = pd.DataFrame(rows, columns=[name for name in (*COLUMNS, *extra) if name not in ("speedup", "memory_share")])
-    frame["ok"] = frame["status"] == "ok"
-    frame["series"] = frame["impl"] if len(runs) < 2 else frame["impl"] + " · " + frame["run"]
+    extra = ("run_number", "tokens", "group", "flops", "min_bytes", "device_bytes")
+    frame = pd.DataFrame(rows, columns=[name for name in (*COLUMNS, *extra) if name not in _DERIVED])
+    for column in _NUMBERS:
+        frame[column] = frame[column].map(_number).astype(float)
+    frame["ok"] = (frame["status"] == "ok") & (frame["time"] > 0)
+    frame["record"] = range(len(frame))  # the page finds a record by it, from a mark or a cell
+    several = len(runs) > 1
+    frame["series"] = frame["impl"] + " · " + frame["run"] if several else frame["impl"]
+    frame["tag"] = frame["impl"] + " " + frame["run_number"].map(run_letter) if several else frame["impl"]
     _against_baseline(frame)
+    _against_forward(frame)
+    frame["energy_per_token"] = frame["energy_j"] / frame["tokens"].where(frame["tokens"] > 0)
+    # The clock is one number for all rounds, so the spread of the share is that of the speed.
+    for end in ("p10", "p90"):
+        spread = frame[f"tflops_{end}"] / frame["tflops"].where(frame["tflops"] > 0)
+        frame[f"peak_at_clock_{end}"] = frame["percent_of_peak_at_clock"] * spread
     return frame
 
 
@@ -91,8 +129,16 @@ def _one_contract(runs: Sequence[Run]) -> None:
         raise BadRun(f"{source}: records of different contracts ({shown}) cannot be compared; make a report of each")
 
 
+def _number(value: object) -> float:
+    """Return ``value``, NaN for what is no finite number from 0: a file may hold anything."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and 0 <= value <= sys.float_info.max else math.nan  # type: ignore[arg-type,operator]
+
+
 def _row(record: Record) -> dict[str, Any]:
     problem, time, memory = record.problem, record.time_s, record.memory
+    telemetry, accuracy = (part if isinstance(part, Mapping) else {} for part in (record.telemetry, record.accuracy))
+    kernels = [kernel for kernel in record.kernels or () if isinstance(kernel, Mapping)]
     flops = problem.flops(record.direction)
     return {
         "impl": record.impl,
@@ -127,19 +173,19 @@ def _row(record: Record) -> dict[str, Any]:
         "compile_s": record.compile_s,
         "dense_tflops": record.dense_tflops,
         "kernel_s": record.kernel_s,
-        "kernel": record.kernels[0].get("name") if record.kernels else None,
-        **{name: (record.telemetry or {}).get(name) for name in ("sm_mhz", "power_w", "energy_j")},
+        "kernel": kernels[0].get("name") if kernels else None,
+        **{name: telemetry.get(name) for name in ("sm_mhz", "power_w", "energy_j")},
         "note": record.note,
+        "error_ratio": accuracy.get("error_ratio"),
         "tokens": problem.batch * problem.q_len,
         "group": problem.heads // problem.kv_heads,
         "flops": flops,
+        "min_bytes": float(problem.min_bytes(record.direction)),
     }
 
 
 def _against_baseline(frame: pd.DataFrame) -> None:
     """Add ``speedup`` and ``memory_share``: each ``ok`` record against the baseline's of the same run and case."""
-    for column in ("time", "time_p10", "time_p90", "tflops", "tflops_p10", "tflops_p90", "memory"):
-        frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
     keys = ["run_number", "problem_id", "direction"]
     base = frame[(frame["impl"] == BASELINE) & frame["ok"]].drop_duplicates(keys).set_index(keys)
     index = pd.MultiIndex.from_frame(frame[keys])
@@ -147,3 +193,18 @@ def _against_baseline(frame: pd.DataFrame) -> None:
     base_memory = pd.Series(base["memory"].reindex(index).to_numpy(), index=frame.index)
     frame["speedup"] = (base_time / frame["time"]).where(frame["ok"] & (frame["time"] > 0))
     frame["memory_share"] = (frame["memory"] / base_memory).where(frame["ok"] & (base_memory > 0))
+
+
+def _against_forward(frame: pd.DataFrame) -> None:
+    """Add ``backward_ratio``: an ``ok`` backward time over the forward time of the same series and problem.
+
+    ``backward_ratio_low`` and ``_high`` are what the two spreads allow: p10 over p90, and p90 over p10.
+    """
+    keys = ["series", "problem_id"]
+    forward = frame[(frame["direction"] == "fwd") & frame["ok"]].drop_duplicates(keys).set_index(keys)
+    index = pd.MultiIndex.from_frame(frame[keys])
+    backward = frame["ok"] & (frame["direction"] == "bwd")
+    ends = {"": ("time", "time"), "_low": ("time_p10", "time_p90"), "_high": ("time_p90", "time_p10")}
+    for end, (above, below) in ends.items():
+        divisor = pd.Series(forward[below].reindex(index).to_numpy(), index=frame.index)
+        frame[f"backward_ratio{end}"] = (frame[above] / divisor).where(backward & (divisor > 0))

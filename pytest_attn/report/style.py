@@ -40,7 +40,14 @@ _KNOWN: dict[str, Look] = {
     "tiled-seq": Look("#999933", "#bdbd52", "s", _DOTTED),
     "tiled-cpu": Look("#117733", "#4db56d", "D", _SOLID),
     "tiled-torch": Look("#aa4499", "#d877c8", "h", _DASHED),
+    "tiled-global": Look("#7a5c3e", "#b8946f", "X", _DOTTED),
     "tiled-smem": Look("#c03545", "#ee7281", "p", _SOLID),
+    "tiled-pad": Look("#b0306e", "#e272a8", "d", _DASHED),
+    "tiled-coalesced": Look("#5b7f2b", "#93bd5c", "H", _DASHDOT),
+    "tiled-unroll": Look("#8a6d00", "#cdb04a", "8", _DOTTED),
+    "tiled-regs": Look("#2a7f78", "#5fbdb5", "p", _DASHED),
+    "tiled-mma": Look("#4f5d95", "#8f9dd6", "P", _SOLID),
+    "tiled-async": Look("#7a4fb0", "#b08ae0", "X", _SOLID),
 }
 
 _SPARE_COLOURS = (

@@ -7,11 +7,15 @@ the same number of tokens (as in FlashAttention's papers). Each meaning is a :cl
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from pytest_attn.report.words import clean
+from pytest_attn.report.words import clean, heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,6 @@ FAMILIES = (
 _WORDS = {
     "batch": "batch {}",
     "tokens": "batch × length {}",
-    "heads": "{} heads",
     "head_dim": "head dim {}",
     "embedding": "embedding {}",
     "q_len": "length {}",
@@ -69,38 +72,79 @@ _MASK_ORDER = {"full": 0, "causal": 1, "causal_top_left": 2}
 
 @dataclass(frozen=True)
 class Sweep:
-    """Problems along one axis: ``values`` are its points, ``masks`` the panels, ``frame`` the records."""
+    """Problems along one axis; ``parent`` is the table of the whole run, ``positions`` the sweep's rows in it.
 
-    axis: Axis
-    fixed: str
-    values: tuple[int, ...]
-    masks: tuple[str, ...]
-    frame: pd.DataFrame
-    second: bool = False
+    What is derived is computed when asked for: a run may hold thousands of sweeps, of which few are shown.
+    """
+
+    family: Family
+    parent: pd.DataFrame
+    positions: np.ndarray[Any, np.dtype[np.intp]]
 
     @property
-    def rank(self) -> tuple[int, bool, int, int, float]:
-        """How much it tells: points, its meaning, panels, then what was measured, then the size of the work.
+    def axis(self) -> Axis:
+        """What moves."""
+        return self.family.axis
 
-        What was measured comes before size, because a sweep in which half ran out of memory compares less.
-        """
-        panels, measured = min(len(self.masks), 2), int(self.frame["ok"].sum())
-        return len(self.values), not self.second, panels, measured, float(self.frame["flops"].sum())
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """The records."""
+        return self.parent.iloc[self.positions]
+
+    @cached_property
+    def values(self) -> tuple[int, ...]:
+        """The points on the axis."""
+        return tuple(sorted(int(value) for value in self.frame[self.axis.column].unique()))
+
+    @cached_property
+    def masks(self) -> tuple[str, ...]:
+        """The masks, a panel each."""
+        return masks_of(self.frame)
+
+    @cached_property
+    def fixed(self) -> str:
+        """What stands still, in words."""
+        return _describe(self.family, self.frame.iloc[0])
 
 
 def find_sweeps(frame: pd.DataFrame) -> dict[str, list[Sweep]]:
     """Return for each key of :data:`AXES` the sweeps of at least two points in ``frame``, the best of them first."""
-    found: dict[str, list[Sweep]] = {key: [] for key in AXES}
+    found: dict[str, list[tuple[tuple[float, ...], Sweep]]] = {key: [] for key in AXES}
     for family in FAMILIES:
-        rows = frame[frame["q_len"] == frame["kv_len"]] if family.axis.key == "seq" else frame
-        fixed = [*family.fixed, *_COMMON]
-        for _, part in rows.groupby(fixed, dropna=False, sort=True):
-            sweep = _sweep(family, part)
-            if sweep is not None:
-                found[family.axis.key].append(sweep)
-    for sweeps in found.values():
-        sweeps.sort(key=lambda sweep: (*(-part for part in sweep.rank), sweep.fixed))
-    return found
+        for rank, sweep in _sweeps(family, frame):
+            found[family.axis.key].append((rank, sweep))
+    # Sorting is stable: equal ones stay in the order of what stands still.
+    return {key: [sweep for _, sweep in sorted(pairs, key=lambda pair: pair[0])] for key, pairs in found.items()}
+
+
+def _sweeps(family: Family, frame: pd.DataFrame) -> Iterator[tuple[tuple[float, ...], Sweep]]:
+    """Yield each sweep of ``family`` with its rank, the lowest telling the most.
+
+    That is: points, then the plain meaning, panels, what was measured, and the size of the work. What was measured
+    comes before size, because a sweep in which half ran out of memory compares less.
+    """
+    column = family.axis.column
+    positions = np.arange(len(frame))
+    if family.axis.key == "seq":
+        positions = positions[(frame["q_len"] == frame["kv_len"]).to_numpy()]
+    rows = frame.iloc[positions][[*family.fixed, *_COMMON, column, "mask", "ok", "flops"]]
+    rows = rows.assign(group_number=rows.groupby([*family.fixed, *_COMMON], dropna=False, sort=True).ngroup())
+    # A mask with a single point is no sweep of its own, and would be a panel with one dot.
+    points = rows.groupby(["group_number", "mask"])[column].transform("nunique").to_numpy()
+    rows, positions = rows[points > 1], positions[points > 1]
+    if rows.empty:
+        return
+    numbers = rows["group_number"].to_numpy()
+    order = np.argsort(numbers, kind="stable")
+    starts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
+    ranks = rows.groupby("group_number").agg(
+        points=(column, "nunique"), masks=("mask", "nunique"), measured=("ok", "sum"), flops=("flops", "sum")
+    )
+    ranks["masks"] = ranks["masks"].clip(upper=2)
+    # The columns stand in the order of the rank, after whose first part comes the meaning.
+    for part, rank in zip(np.split(positions[order], starts[1:]), (-ranks).to_numpy(dtype=float), strict=True):
+        points_, *rest = map(float, rank)
+        yield (points_, float(family.second), *rest), Sweep(family, frame, part)
 
 
 def masks_of(frame: pd.DataFrame) -> tuple[str, ...]:
@@ -108,20 +152,10 @@ def masks_of(frame: pd.DataFrame) -> tuple[str, ...]:
     return tuple(sorted(map(str, frame["mask"].unique()), key=lambda mask: (_MASK_ORDER.get(mask, 9), mask)))
 
 
-def _sweep(family: Family, part: pd.DataFrame) -> Sweep | None:
-    column = family.axis.column
-    # A mask with a single point is no sweep of its own, and would be a panel with one dot.
-    points = part.groupby("mask")[column].nunique()
-    part = part[part["mask"].isin(points[points > 1].index)]
-    if part.empty:
-        return None
-    values = tuple(sorted(int(value) for value in part[column].unique()))
-    return Sweep(family.axis, _describe(family, part.iloc[0]), values, masks_of(part), part, family.second)
-
-
 def _describe(family: Family, row: pd.Series) -> str:
     """Say what stands still: ``batch 16, 32 heads, head dim 64, fp16``."""
-    words = [_WORDS[name].format(row[name]) for name in family.fixed if name in _WORDS]
+    said = {name: text.format(row[name]) for name, text in _WORDS.items()} | {"heads": heads(row["heads"])}
+    words = [said[name] for name in family.fixed if name in said]
     if family.axis.key == "heads":
         words.append(f"{row['group']} query heads a key head" if row["group"] > 1 else "")
     elif row["kv_heads"] != row["heads"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -17,16 +17,22 @@ from pytest_attn.report.words import DIRECTIONS, STATUS_MARKS, clean, mask_words
 Record = Mapping[Hashable, Any]
 
 MOST_ROWS, MOST_SWEEPS, MOST_FAILURES = 200, 12, 200
+# Turning rows of all columns into dictionaries would be the slowest part of a large report.
+_NEEDED = (
+    *("record", "series", "run_number", "impl", "problem_id", "mask", "status", "reason", "ok"),
+    *("time", "tflops", "memory", "speedup", "memory_share"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A value, what stands small under it, whether it is the best of its row, and a longer text on hovering."""
+    """A value, what stands small under it, whether it is the best of its row, a text on hovering, and its record."""
 
     text: str
     small: str = ""
     best: bool = False
     hint: str = ""
+    record: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,20 +113,26 @@ def problem_labels(frame: pd.DataFrame) -> tuple[str, dict[str, str]]:
 def _by_case(rows: pd.DataFrame) -> dict[str, dict[str, Record]]:
     """Return the records of each problem by series: of two records of one case, the first."""
     cases: dict[str, dict[str, Record]] = {}
-    for record in rows.to_dict("records"):
+    for record in rows[list(_NEEDED)].to_dict("records"):
         cases.setdefault(str(record["problem_id"]), {}).setdefault(str(record["series"]), record)
     return cases
 
 
 def _row(label: str, case: dict[str, Record], columns: list[str], metric: Metric) -> Row:
-    good = [r[metric.column] for r in case.values() if r["ok"] and r[metric.column] > 0]
-    best = (max(good) if metric.more_is_better else min(good)) if len(good) > 1 else None
+    best = best_value(case.values(), metric)
     base = {r["status"] for r in case.values() if r["impl"] == BASELINE} - {"ok"}
     note = f"{BASELINE}: {STATUS_NOTES[str(min(base))]}" if base else ""
-    return Row(label, note, tuple(_cell(case.get(series), metric, best) for series in columns))
+    return Row(label, note, tuple(value_cell(case.get(series), metric, best) for series in columns))
+
+
+def best_value(records: Iterable[Record], metric: Metric) -> float | None:
+    """Return the best value of ``metric`` among records that are ``ok``; ``None`` with fewer than two to compare."""
+    good = [record[metric.column] for record in records if record["ok"] and record[metric.column] > 0]
+    return (max(good) if metric.more_is_better else min(good)) if len(good) > 1 else None
 
 
 STATUS_NOTES = {
+    "ok": "no usable time",
     "oom": "out of memory",
     "unsupported": "unsupported",
     "error": "failed",
@@ -129,9 +141,14 @@ STATUS_NOTES = {
 }
 
 
-def _cell(record: Record | None, metric: Metric, best: float | None) -> Cell:
-    if record is None:
-        return Cell("·", hint="not run")
+def value_cell(record: Record | None, metric: Metric, best: float | None) -> Cell:
+    """Return the cell of a record: its value, or why there is none; ``best`` is the value to be marked."""
+    return (
+        Cell("·", hint="not run") if record is None else replace(_cell(record, metric, best), record=record["record"])
+    )
+
+
+def _cell(record: Record, metric: Metric, best: float | None) -> Cell:
     value, status = float(record[metric.column]), str(record["status"])
     reason = clean(record["reason"]) if isinstance(record["reason"], str) else ""
     if status != "ok":
@@ -152,7 +169,7 @@ def sweep_tables(sweeps: list[Sweep]) -> list[Table]:
     metric, tables = METRICS["time"], []
     for sweep in sweeps[1 : MOST_SWEEPS + 1]:
         for direction in (d for d in DIRECTIONS if (sweep.frame["direction"] == d).any()):
-            rows = sweep.frame[sweep.frame["direction"] == direction]
+            rows = sweep.frame.loc[sweep.frame["direction"] == direction, [*_NEEDED, sweep.axis.column]]
             lines = []
             for mask in sweep.masks:
                 cases: dict[str, dict[int, Record]] = {series: {} for series in series_order(rows)}
@@ -160,7 +177,7 @@ def sweep_tables(sweeps: list[Sweep]) -> list[Table]:
                     cases[str(record["series"])].setdefault(int(record[sweep.axis.column]), record)
                 note = mask_words(mask)
                 for series, case in cases.items():
-                    cells = tuple(_cell(case.get(value), metric, None) for value in sweep.values)
+                    cells = tuple(value_cell(case.get(value), metric, None) for value in sweep.values)
                     lines += [Row(short(series), note, cells)] if case else []
             columns = tuple(f"{sweep.axis.symbol} {value}" for value in sweep.values)
             tables.append(Table(f"{sweep.fixed}, {DIRECTIONS[direction]}", "time", direction, columns, tuple(lines)))

@@ -25,8 +25,8 @@ def digits(value: float, places: int = 3) -> str:
         return "–"
     if value == 0:
         return "0"
-    decimals = max(0, places - 1 - math.floor(math.log10(abs(value))))
     rounded = round(value, places - 1 - math.floor(math.log10(abs(value))))
+    decimals = max(0, places - 1 - math.floor(math.log10(abs(rounded))))  # 0.9996 is 1.00
     return f"{rounded:.{min(decimals, 12)}f}"
 
 
@@ -47,6 +47,16 @@ def size(value: float, places: int = 3) -> str:
     return _scaled(value, 1024.0, ("B", "KiB", "MiB", "GiB", "TiB"), 0, places)
 
 
+def joules(value: float, places: int = 3) -> str:
+    """Return an energy given in joules, e.g. ``12.3 µJ``."""
+    return _scaled(value * 1e9, 1000.0, ("nJ", "µJ", "mJ", "J", "kJ"), 0, places)
+
+
+def points(value: float, places: int = 3) -> str:
+    """Return a value that is in per cent already, e.g. ``61.2 %``."""
+    return f"{digits(value, places)} %"
+
+
 def mask_words(mask: str) -> str:
     """Return a mask's id in words: ``causal top left``, ``window 4095 left, 0 right``."""
     window = re.fullmatch(r"window(\d+|inf)_(\d+|inf)", mask)
@@ -56,19 +66,30 @@ def mask_words(mask: str) -> str:
     return f"window {left} left, {right} right"
 
 
+def mask_kind(mask: str) -> str:
+    """Return the kind of ``mask``, as a reader chooses it: ``full``, ``causal``, ``window`` or ``other``."""
+    kind = re.match(r"full$|causal|window", mask)
+    return kind[0] if kind else "other"
+
+
 def tick(label: str) -> str:
     """Return the label of a tick, which is a round number, without the zeros that only a measurement needs."""
-    return re.sub(r"(\.\d*?)0+(?=\D|$)", r"\1", label).replace(". ", " ").removesuffix(".")
+    return re.sub(r"\.(?!\d)", "", re.sub(r"(\.\d*?)0+(?=\D|$)", r"\1", label))
 
 
-def times(ratio: float) -> str:
+def times(ratio: float, places: int = 2) -> str:
     """Return a ratio as a factor, e.g. ``9.1×``: two digits, because a third is rarely reproducible."""
-    return f"{digits(ratio, 2 if ratio < 100 else 3)}×"
+    return f"{digits(ratio, places if ratio < 100 else 3)}×"
 
 
 def percent(ratio: float) -> str:
     """Return a ratio in per cent with two digits, e.g. ``14 %``."""
     return f"{digits(100 * ratio, 2 if ratio < 1 else 3)} %"
+
+
+def heads(number: int) -> str:
+    """Return ``1 head``, ``16 heads``."""
+    return f"{number} head{'' if number == 1 else 's'}"
 
 
 def count(number: int, noun: str) -> str:

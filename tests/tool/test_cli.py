@@ -228,7 +228,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], Path]]:
     """What the report was asked to write, by a stand-in that writes nothing: the report has tests of its own."""
     calls: list[tuple[list[str], Path]] = []
 
-    def write_report(runs: Sequence[Run], directory: Path) -> Path:
+    def write_report(runs: Sequence[Run], directory: Path, left_out: Sequence[str]) -> Path:
         calls.append(([run.source for run in runs], directory))
         return directory / "index.html"
 
@@ -274,6 +274,38 @@ def test_report_refuses_an_unusable_run(
     assert "bad.json" in captured.err
     assert captured.err.count("\n") == 1
     assert (captured.out, written) == ("", [])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("time_s", {"median": float("nan"), "p10": 1, "p90": 1, "n": 1}, "is not positive and finite"),
+        ("time_s", {"median": 0, "p10": 0, "p90": 0, "n": 1}, "is not positive and finite"),
+        ("time_s", {"median": -1, "p10": -1, "p90": -1, "n": 1}, "is not positive and finite"),
+        ("status", "great", "status 'great' is not one of"),
+        ("problem", None, "cannot be read"),
+    ],
+)
+def test_report_leaves_out_a_record_that_cannot_be_read_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str, value: object, said: str
+) -> None:
+    run = write_run(tmp_path / "a.json", run_of(record(1), record(2, impl="other")))
+    data = json.loads(run.read_text())
+    data["benchmarks"][1]["extra_info"]["attn"][field] = value
+    data["benchmarks"][0]["extra_info"]["attn"]["unknown"] = {"nested": [1, None]}
+    run.write_text(json.dumps(data))
+    assert main(["report", str(run), "-o", str(tmp_path / "out")]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"{run}: 1 of 2 records left out; the first: a record cannot be read: ")
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert '<p class="left-out">' in page
+    assert "1 of 2 records left out" in (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+    data["benchmarks"] = data["benchmarks"][1:]
+    run.write_text(json.dumps(data))
+    assert main(["report", str(run), "-o", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_report_without_its_packages_says_how_to_get_them(

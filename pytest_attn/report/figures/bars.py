@@ -12,7 +12,7 @@ from pytest_attn.report import axes as scales
 from pytest_attn.report.draw import Margins, Panel, Sheet, key, sheet
 from pytest_attn.report.frame import series_order
 from pytest_attn.report.metrics import METRICS, Metric
-from pytest_attn.report.style import BASELINE, FAINT, INK, RULE, look
+from pytest_attn.report.style import BASELINE, FAINT, INK, PAPER, RULE, look
 from pytest_attn.report.words import DIRECTIONS, STATUS_WORDS, clean, percent, short, slug, times
 
 # Bars start at zero; where one value is that many times another the small ones would vanish, so dots on a log axis
@@ -55,16 +55,18 @@ def _bars(made: Sheet, panel: Panel, rows: pd.DataFrame, metric: Metric) -> None
     left = ax.get_xlim()[0]
     for place, row in enumerate(rows.itertuples()):
         style, value = look(str(row.impl)), float(getattr(row, metric.column))
-        gid = f"{panel.gid}-bar-{slug(str(row.series))}"
+        gid = made.mark(f"{panel.gid}-bar-{slug(str(row.series))}", str(row.series), [row.record])
         made.hints[gid] = f"{clean(row.series)}: {_text(row, metric)}"
         end = left
         if value > 0 and log:
             ax.plot([left, value], [place, place], color=RULE, linewidth=0.8, zorder=1)
-            face = style.light if row.ok else "none"
+            face = "none" if not row.ok else PAPER if row.run_number else style.light
             ax.plot([value], [place], color=style.light, marker=style.marker, ms=7, mfc=face, linestyle="none", gid=gid)
             end = value
         elif value > 0:
-            fill: dict[str, Any] = {"color": style.light} if row.ok else {"facecolor": "none", "edgecolor": style.light}
+            fill: dict[str, Any] = {"facecolor": style.light if row.ok else "none", "edgecolor": style.light}
+            if row.ok and row.run_number:  # as marks of later runs are
+                fill = {"facecolor": PAPER, "edgecolor": style.light, "hatch": "/////"}
             bar = ax.barh([place], [value], height=0.62, **fill)
             bar.patches[0].set_gid(gid)
             end = value
@@ -79,7 +81,15 @@ def _bars(made: Sheet, panel: Panel, rows: pd.DataFrame, metric: Metric) -> None
             ax.plot([0.025], [place], color=style.light, gid=gid, transform=ax.get_yaxis_transform(), **mark)
         if value > 0 and metric.low and metric.high:
             ends = [float(getattr(row, metric.low)), float(getattr(row, metric.high))]
-            ax.plot(ends, [place, place], color=INK, linewidth=1.0, marker="|", markersize=5, gid=f"{gid}-spread")
+            ax.plot(
+                ends,
+                [place, place],
+                color=INK,
+                linewidth=1.0,
+                marker="|",
+                markersize=5,
+                gid=made.mark(f"{gid}-spread", str(row.series)),
+            )
             end = max(end, ends[1])
         ax.annotate(
             _text(row, metric),
@@ -89,8 +99,11 @@ def _bars(made: Sheet, panel: Panel, rows: pd.DataFrame, metric: Metric) -> None
             size=9,
             color=INK if row.ok else FAINT,
             va="center_baseline",
+            gid=made.mark(f"{gid}-value", str(row.series)),
         )
-    ax.set_yticks(range(len(rows)), [short(series, 16) for series in rows["series"]])
+    ax.set_yticks(range(len(rows)), [short(tag, 17) for tag in rows["tag"]])
+    for label, series in zip(ax.get_yticklabels(), rows["series"], strict=True):
+        label.set_gid(made.mark(f"{panel.gid}-label-{slug(str(series))}", str(series)))
     ax.tick_params(axis="y", length=0, labelcolor=INK)
     ax.set_ylim(len(rows) - 0.4, -0.6)
 
