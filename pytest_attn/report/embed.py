@@ -82,7 +82,7 @@ def embedded(runs: Sequence[Run], labels: Sequence[str], frame: pd.DataFrame) ->
         "reason": [reasons.number(_text(reason)) for reason in shown["reason"]],
         "kernels": [_kernels(record.kernels, kernels) for record in records],
         **{name: [found.number(_text(text)) for text in shown[name]] for name, found in texts.items()},
-        **{name: [_rounded(value) for value in shown[name]] for name, _, _ in NUMBERS if name in shown},
+        **{name: [_rounded(value, kind) for value in shown[name]] for name, _, kind in NUMBERS if name in shown},
     }
     data = {
         "implementations": [short(impl, 60) for impl in numbers],
@@ -120,11 +120,18 @@ def _text(value: object) -> str | None:
     return short(value, _MOST_TEXT) if isinstance(value, str) and value.strip() else None
 
 
-def _rounded(value: object) -> float | int | None:
-    """Return ``value`` with four digits, ``None`` for what is no finite number: JSON has no NaN."""
+def _rounded(value: object, kind: str) -> float | int | None:
+    """Return ``value`` with the digits that the page shows, ``None`` for what is no finite number: JSON has no NaN.
+
+    Rounding once, and as the figures do, keeps page and figures from differing in the last digit. Bytes and counts are
+    whole: in binary units they do not round as they do in decimal ones.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _MOST_NUMBER:
         return None
-    rounded = float(f"{value:.4g}")
+    if kind in ("bytes", "count"):
+        return round(value)
+    few = (kind == "times" and value < 100) or (kind == "share" and value < 1)
+    rounded = float(f"{value:.{2 if few else 3}g}")
     return int(rounded) if rounded.is_integer() else rounded
 
 
@@ -134,5 +141,5 @@ def _kernels(kernels: Iterable[Mapping[str, Any]] | None, names: _Texts) -> list
     for kernel in list(kernels or ())[:_MOST_KERNELS]:
         if isinstance(kernel, Mapping) and kernel.get("name"):
             name = names.number(short(kernel["name"], _MOST_TEXT))
-            flat += [name, _rounded(kernel.get("share")), _rounded(kernel.get("count"))]
+            flat += [name, _rounded(kernel.get("share"), "share"), _rounded(kernel.get("count"), "count")]
     return flat or None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -131,7 +132,7 @@ def _one_contract(runs: Sequence[Run]) -> None:
 def _number(value: object) -> float:
     """Return ``value``, NaN for what is no finite number from 0: a file may hold anything."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and 0 <= value < math.inf else math.nan  # type: ignore[arg-type,operator]
+    return float(value) if number and 0 <= value <= sys.float_info.max else math.nan  # type: ignore[arg-type,operator]
 
 
 def _row(record: Record) -> dict[str, Any]:

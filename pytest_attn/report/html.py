@@ -120,12 +120,27 @@ def render(page: Page) -> str:
             (name, variable(look.light), _shape(look)) for name, look in zip(page.implementations, looks, strict=True)
         ],
         values={key: {value for value, _ in items} for key, items in page.choices.items()},
+        places=_places(page),
         letters=[run_letter(number) for number in range(len(page.runs))],
         drawn=Markup,
         script=Markup(script),
         style=Markup(style),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _places(page: Page) -> dict[str, tuple[int, int | None]]:
+    """Return the numbers of implementation and run by what tables call them, in a row's heading or a column's.
+
+    With a single run there is no run to choose, and its number would be said ten thousand times.
+    """
+    places: dict[str, tuple[int, int | None]] = {}
+    for number, impl in enumerate(page.implementations):
+        places |= dict.fromkeys((clean(impl), short(impl)), (number, None))
+    for series, (number, run) in page.series.items():
+        place = (number, run if len(page.runs) > 1 else None)
+        places |= dict.fromkeys((series, clean(series), short(series)), place)
+    return places
 
 
 def _part(name: str) -> str:

@@ -25,8 +25,8 @@ def digits(value: float, places: int = 3) -> str:
         return "–"
     if value == 0:
         return "0"
-    decimals = max(0, places - 1 - math.floor(math.log10(abs(value))))
     rounded = round(value, places - 1 - math.floor(math.log10(abs(value))))
+    decimals = max(0, places - 1 - math.floor(math.log10(abs(rounded))))  # 0.9996 is 1.00
     return f"{rounded:.{min(decimals, 12)}f}"
 
 

@@ -22,8 +22,9 @@ function make(tag, text, attributes = {}) {
 // Numbers as the figures write them: three significant digits, the next unit at 1000.
 function digits(x, places = 3) {
   if (x === 0) return "0";
-  const decimals = Math.max(0, places - 1 - Math.floor(Math.log10(Math.abs(x))));
-  return Number(x.toPrecision(places)).toFixed(Math.min(decimals, 12));
+  const rounded = Number(x.toPrecision(places));
+  const decimals = Math.max(0, places - 1 - Math.floor(Math.log10(Math.abs(rounded))));
+  return rounded.toFixed(Math.min(decimals, 12));
 }
 function scaled(x, step, units) {
   let unit = 0;
