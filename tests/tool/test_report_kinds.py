@@ -206,6 +206,9 @@ def test_of_many_lines_the_best_are_drawn_and_the_others_named(long: dict[str, S
     drawn = {line.get_label() for line in made.panels[0].ax.lines} & set(runs.MODELS)
     assert len(drawn) == MOST_LINES
     assert {"naive", "flash-attn-4"} <= drawn
+    rivals = {line.get_label() for line in long["roofline-fwd"].panels[0].ax.lines} & set(runs.MODELS)
+    assert len(rivals) == MOST_LINES
+    assert {"naive", "flash-attn-4"} <= rivals
     left = set(runs.MODELS) - drawn
     (note,) = [note for note in made.notes if note.startswith(f"Drawn are the {MOST_LINES} best")]
     assert all(name in note for name in left)

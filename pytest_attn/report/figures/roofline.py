@@ -12,10 +12,11 @@ from matplotlib.axes import Axes
 
 from pytest_attn.report import axes as scales
 from pytest_attn.report.draw import Margins, Panel, Sheet, key, sheet
+from pytest_attn.report.figures.lines import MOST_LINES
 from pytest_attn.report.figures.marks import Name, fill, names, place, spreads
 from pytest_attn.report.frame import series_order
-from pytest_attn.report.style import FAINT, INK, look
-from pytest_attn.report.words import DIRECTIONS, clean, digits, short, slug
+from pytest_attn.report.style import BASELINE, FAINT, INK, PAPER, look
+from pytest_attn.report.words import DIRECTIONS, clean, digits, listed, short, slug
 
 _HEIGHT, _MOST_PANELS = 3.6, 4
 _BINS = 2  # an octave of intensity; of the points of a series in one, the fastest is drawn
@@ -54,6 +55,11 @@ def roofline_sheet(frame: pd.DataFrame, direction: str) -> Sheet | None:
     if rows["problem_id"].nunique() < 2:
         return None
     rows = rows.assign(intensity=rows["flops"] / rows["min_bytes"])
+    # Too many marks say nothing: the baseline stays, the others are ranked by the most that they reached.
+    best = rows.assign(other=rows["impl"] != BASELINE).groupby("series").agg({"other": "first", "tflops": "max"})
+    best = best.sort_values(["other", "tflops"], ascending=[True, False], kind="stable")
+    left_out = [short(series, 40) for series in best.index[MOST_LINES:]]
+    rows = rows[rows["series"].isin(best.index[:MOST_LINES])]
     dtypes = sorted(rows["dtype"].unique(), key=lambda dtype: -int((rows["dtype"] == dtype).sum()))[:_MOST_PANELS]
     said = DIRECTIONS[direction]
     made = sheet(
@@ -76,6 +82,8 @@ def roofline_sheet(frame: pd.DataFrame, direction: str) -> Sheet | None:
         "The measured ceiling is the most that any record of this run reached, in TFLOP/s and in GB/s of least "
         "traffic; no separate test of the machine is recorded."
     )
+    if left_out:
+        made.notes.append(f"Drawn are the {MOST_LINES} fastest; in results.csv: {listed(left_out, 6)}.")
     if kept < len(rows):
         made.notes.append(f"Of points at about the same intensity the fastest is drawn: {kept} of {len(rows)}.")
     return made
@@ -127,7 +135,10 @@ def _ceiling_lines(ax: Axes, gid: str, limits: Ceilings, left: float, right: flo
 
 def _name(ax: Axes, x: float, height: float, text: str, side: str) -> None:
     shift = 3 if side == "left" else -3
-    ax.annotate(text, (x, height), xytext=(shift, 3), textcoords="offset points", size=7.5, color=INK, ha=side)
+    box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.4, "alpha": 0.85}
+    ax.annotate(
+        text, (x, height), xytext=(shift, 3), textcoords="offset points", size=7.5, color=INK, ha=side, bbox=box
+    )
 
 
 def _ceiling_words(limits: Ceilings) -> str:
