@@ -7,10 +7,10 @@ implementation is a function plus a probe that says in one sentence why it canno
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from attn_impls.problem import Direction, Problem
 
@@ -25,6 +25,18 @@ class Unavailable(RuntimeError):
 
     A failed build of an extension is the usual cause.
     """
+
+
+class Resources(TypedDict):
+    """What a compiled kernel takes of a multiprocessor, as plain JSON values.
+
+    ``registers`` are those of a thread; ``local_bytes`` its local memory, which spilled registers go to;
+    ``shared_bytes`` the static shared memory of a block, with what the driver reserves of it.
+    """
+
+    registers: int
+    local_bytes: int
+    shared_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +150,8 @@ class Implementation:
             timed call in which it is found in none is an error, so that a silent fall-back is not taken for it. Empty
             where nothing is claimed.
         declared: whether the capabilities were stated; ``False`` where they were inferred from a signature.
+        resources: returns what each of its compiled kernels takes, by the kernel's name; asked once it ran, raises
+            :class:`Unavailable` where that cannot be told. ``None`` where it has no kernels of its own.
     """
 
     name: str
@@ -149,6 +163,7 @@ class Implementation:
     how_to_get: str = ""
     declared: bool = True
     kernels: str = ""
+    resources: Callable[[], Mapping[str, Resources]] | None = None
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem, **kwargs: Any) -> Any:
         """Call ``fn``."""

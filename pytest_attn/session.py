@@ -74,6 +74,7 @@ class AttnSession:
     cells: list[tuple[str, str, str]] = field(default_factory=list)
     journaled: set[tuple[str, str, str]] = field(default_factory=set)
     traced_by: TracedRun | None = None
+    _resources: dict[str, Mapping[str, Any] | None] = field(default_factory=dict)
 
     @property
     def isolate(self) -> bool:
@@ -211,10 +212,12 @@ class AttnSession:
         """Return the run so far, with what it says about itself."""
         from pytest_attn.perf.device import environment
 
-        implementations = {
-            name: {"version": impl.version_or_unknown(), "missing": self.missing.get(name)}
-            for name, impl in (self.registry.implementations | self.selected).items()
-        }
+        implementations: dict[str, dict[str, Any]] = {}
+        timed = {record.impl for record in self.records if record.time_s is not None}
+        for name, impl in (self.registry.implementations | self.selected).items():
+            implementations[name] = {"version": impl.version_or_unknown(), "missing": self.missing.get(name)}
+            if impl.name in timed and (resources := self._resources_of(impl)) is not None:
+                implementations[name]["resources"] = resources
         records = (*self.records, *self.unsupported.values())
         return Run(
             records,
@@ -225,6 +228,15 @@ class AttnSession:
             instruments=self.groups.described(),
             shard=self.shard,
         )
+
+    def _resources_of(self, impl: Implementation) -> Mapping[str, Any] | None:
+        if impl.name not in self._resources:
+            from pytest_attn.perf.resources import resources_of
+
+            workers = self.workers
+            found = resources_of(impl) if workers is None else workers.resources(impl, self.device)
+            self._resources[impl.name] = found
+        return self._resources[impl.name]
 
 
 # Long enough for five steps of the device's energy counter.

@@ -6,15 +6,17 @@ Importing this builds nothing: each kernel is compiled when it is first called, 
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import torch
 
-from attn_impls.implementation import AttentionFn, Capabilities, HeadDims, Implementation
+from attn_impls.implementation import AttentionFn, Capabilities, HeadDims, Implementation, Resources
 from attn_impls.problem import MASK_KINDS, Problem
 from attn_impls.tiled import build, ops
 from attn_impls.tiled.algorithm1 import attention as _algorithm1
 from attn_impls.tiled.ops import Family
+from attn_impls.tiled.resources import resource_usage
 
 _CPU_SOURCES = build.CSRC / "cpu"
 _CUDA_SOURCES = build.CSRC / "cuda"
@@ -83,6 +85,12 @@ def _version(family: Family) -> str:
     return f"{build.library(family.extension).stem}, torch {torch.__version__}"
 
 
+def _resources(family: Family) -> dict[str, Resources]:
+    """Return what the kernels of ``family`` take, told by how their names begin: families may share a library."""
+    usage = resource_usage(build.library(family.extension))
+    return {name: one for name, one in usage.items() if re.search(rf"\b{family.name}_", name)}
+
+
 def _why_not_smem() -> str | None:
     return build.why_not(SMEM.extension) if torch.cuda.is_available() else "needs a CUDA device"
 
@@ -130,5 +138,6 @@ tiled_smem = Implementation(
     kernels="smem_forward_kernel",
     probe=_why_not_smem,
     version=lambda: _version(SMEM),
+    resources=lambda: _resources(SMEM),
     how_to_get="run on a CUDA device, with the CUDA toolkit (nvcc), a C++ compiler and ninja installed",
 )

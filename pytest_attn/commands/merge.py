@@ -132,7 +132,17 @@ def _implementations(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         known = [part[name] for part in parts if name in part]
         known = [each for each in known if each["missing"] is None] or known[:1]
         found[name] = {**known[0], "version": _stated(each["version"] for each in known)}
+        if told := [each["resources"] for each in known if "resources" in each]:
+            found[name]["resources"] = _resources(told)
     return found
+
+
+def _resources(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the compiled kernels of an implementation take, by the parts that could tell."""
+    told = [part for part in parts if part.get("kernels") is not None] or parts[:1]
+    if all(part.get("kernels") == told[0].get("kernels") for part in told):
+        return told[0]
+    return {"missing": "the parts have different builds", "kernels": None}
 
 
 def _stated_by_key(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence, Set
 
 from pytest_attn.gate.comparable import NotComparable, refuse_unlike
 from pytest_attn.gate.control import Control, control_of
-from pytest_attn.gate.exact import judge_exact
+from pytest_attn.gate.exact import judge_exact, judge_resources
 from pytest_attn.gate.missing import no_data
 from pytest_attn.gate.pairing import Cell, pair
 from pytest_attn.gate.rule import judge
@@ -25,6 +25,8 @@ def compare(
     control: str | None = None,
 ) -> list[Verdict]:
     """Return a verdict on the time, and one on each exact metric, of every cell of both runs; the worst first.
+
+    Those on the compiled kernels are of cells of their own (:func:`~pytest_attn.gate.exact.judge_resources`).
 
     Args:
         base: what was, for instance the run of the main branch.
@@ -48,6 +50,8 @@ def compare(
         verdicts.append(verdict)
         if len(cell.base) == len(cell.head) == 1:
             verdicts += judge_exact(cell.key, cell.base, cell.head, thresholds)
+    if base.machine.get("device") == head.machine.get("device"):  # a build for another architecture is another
+        verdicts += judge_resources([base], [head], thresholds)
     if all(verdict.ratio is None for verdict in verdicts if verdict.metric == TIME):
         raise NotComparable("the runs have no cell in common that is ok in both")
     return sorted(verdicts, key=lambda verdict: verdict.badness)

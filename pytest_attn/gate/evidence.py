@@ -1,15 +1,16 @@
-"""What a record says of the device while it was timed, as far as the gate can use it.
+"""What a record says of the device while it was timed, and a run of its kernels, as far as the gate can use it.
 
-These parts of a record are other tools' words (NVML's, a profiler's) and have no fixed form, so that what does not fit
-counts as not known.
+These parts are other tools' words (NVML's, a profiler's, a compiler's) and have no fixed form, so that what does not
+fit counts as not known.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
-from pytest_attn.perf.record import Record
+from pytest_attn.perf.record import Record, Run
 
 # By the names of pytest_attn.perf.telemetry, which imports torch. A software power cap is not among them: kernels that
 # draw much power run under it all the time, and what it costs shows in the clock.
@@ -37,3 +38,14 @@ def disturbance(record: Record) -> str | None:
     if isinstance(reasons, (list, tuple)) and THROTTLED.intersection(map(str, reasons)):
         return "throttle"
     return "shared" if finite(telemetry.get("foreign_processes")) else None
+
+
+def kernels_built(run: Run) -> dict[str, Mapping[str, Mapping[str, Any]]]:
+    """Return what each kernel takes, by implementation and the kernel's name, of those that could be told."""
+    found: dict[str, Mapping[str, Mapping[str, Any]]] = {}
+    for impl, known in run.implementations.items():
+        resources = known.get("resources") if isinstance(known, Mapping) else None
+        kernels = resources.get("kernels") if isinstance(resources, Mapping) else None
+        if isinstance(kernels, Mapping):
+            found[impl] = {str(name): one for name, one in kernels.items() if isinstance(one, Mapping)}
+    return found

@@ -10,10 +10,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-from pytest_attn.gate.evidence import finite
+from pytest_attn.gate.evidence import finite, kernels_built
 from pytest_attn.gate.thresholds import Limit, Thresholds
 from pytest_attn.gate.verdict import Key, Outcome, Verdict
-from pytest_attn.perf.record import Record
+from pytest_attn.perf.record import Record, Run
 
 
 def judge_exact(key: Key, base: Sequence[Record], head: Sequence[Record], thresholds: Thresholds) -> list[Verdict]:
@@ -38,6 +38,38 @@ def judge_exact(key: Key, base: Sequence[Record], head: Sequence[Record], thresh
     if limit.action != "off" and all(names):
         verdicts.append(_kernels(key, names[0], names[1], limit))
     return verdicts
+
+
+def judge_resources(base: Sequence[Run], head: Sequence[Run], thresholds: Thresholds) -> list[Verdict]:
+    """Return a verdict on each of :data:`RESOURCES` that is not off, for every compiled kernel that both sides have.
+
+    The cell of such a verdict is (implementation, kernel, :data:`BUILD`): a build is one for all problems. A kernel of
+    one side only is a note (:func:`pytest_attn.gate.terminal.notes`).
+
+    Args:
+        base: its runs, one a process.
+        head: likewise.
+        thresholds: of any cell.
+    """
+    before, after = _built(base), _built(head)
+    verdicts = []
+    for key in before:
+        limits = thresholds.for_cell(key).metrics
+        for metric in RESOURCES:
+            old, new = ([v for one in side.get(key, ()) if (v := one[metric]) is not None] for side in (before, after))
+            if limits[metric].action != "off" and old and new:
+                verdicts.append(_number(key, metric, old, new, limits[metric]))
+    return verdicts
+
+
+def _built(runs: Sequence[Run]) -> dict[Key, list[dict[str, float | None]]]:
+    """Return what each kernel takes in every run that says so."""
+    found: dict[Key, list[dict[str, float | None]]] = {}
+    for run in runs:
+        for impl, kernels in kernels_built(run).items():
+            for name, one in kernels.items():
+                found.setdefault((impl, name, BUILD), []).append({each: finite(one.get(each)) for each in RESOURCES})
+    return found
 
 
 def _number(key: Key, metric: str, base: Sequence[float], head: Sequence[float], limit: Limit) -> Verdict:
@@ -112,6 +144,9 @@ def _short(name: str) -> str:
 
 
 NAMES = "kernel_names"
+BUILD = "build"
+RESOURCES = ("registers", "local_bytes")
+"""The metrics of a compiled kernel: registers of a thread, and its bytes of local memory, which spills go to."""
 METRICS: Mapping[str, Callable[[Record], float | None]] = {
     "peak_bytes": _bytes("peak_bytes"),
     "workspace_bytes": _bytes("workspace_bytes"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pytest_attn.gate.comparable import NotComparable, refuse_unlike_pairs
 from pytest_attn.gate.control import Control, control_of
-from pytest_attn.gate.exact import judge_exact
+from pytest_attn.gate.exact import judge_exact, judge_resources
 from pytest_attn.gate.missing import no_data
 from pytest_attn.gate.paired import judge_movement
 from pytest_attn.gate.pairing import Cell, pair
@@ -33,6 +33,8 @@ class Pair:
 def judge_pairs(pairs: Sequence[Pair], thresholds: Thresholds, control: str | None = None) -> list[Verdict]:
     """Return a verdict on the time, and one on each exact metric, of every cell; the worst first.
 
+    Those on the compiled kernels are of cells of their own (:func:`~pytest_attn.gate.exact.judge_resources`).
+
     Args:
         pairs: all that were taken, one at least.
         thresholds: how far a median must move.
@@ -54,6 +56,7 @@ def judge_pairs(pairs: Sequence[Pair], thresholds: Thresholds, control: str | No
         base = [record for _, cell in found for record in cell.base]
         head = [record for _, cell in found for record in cell.head]
         verdicts += judge_exact(key, base, head, thresholds)
+    verdicts += judge_resources([each.base for each in pairs], [each.head for each in pairs], thresholds)
     if all(verdict.ratio is None for verdict in verdicts if verdict.metric == TIME):
         raise NotComparable("the runs have no cell in common that is ok in both")
     return sorted(verdicts, key=lambda verdict: verdict.badness)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_attn.gate.comparable import changes
+from pytest_attn.gate.evidence import kernels_built
 from pytest_attn.gate.shown import change, quantity
 from pytest_attn.gate.shown import summary as summary
 from pytest_attn.gate.verdict import Outcome, Verdict
@@ -52,6 +53,7 @@ def notes(base: Run, head: Run, shift: float | None = None, *, stored: bool = Tr
         lines.append(f"note: the environment differs: {'; '.join(environment)}")
     if versions := changes(_versions(base.implementations), _versions(head.implementations)):
         lines.append(f"note: implementations differ: {'; '.join(versions)}")
+    lines += _builds(base, head)
     if shift is not None:
         lines.append(f"note: every implementation moved alike, {100 * (shift - 1):+.1f} %: suspect the machine first")
     return [printable(line) for line in lines]
@@ -59,6 +61,25 @@ def notes(base: Run, head: Run, shift: float | None = None, *, stored: bool = Tr
 
 def _versions(implementations: Mapping[str, Any]) -> dict[str, Any]:
     return {name: known.get("version") for name, known in implementations.items() if isinstance(known, dict)}
+
+
+def _builds(base: Run, head: Run) -> list[str]:
+    """Return what keeps registers and local memory of compiled kernels from being compared."""
+    before, after = kernels_built(base), kernels_built(head)
+    lines = []
+    for impl in sorted({*before, *after}):
+        if impl in before and impl in after:
+            sides = ("without", before[impl].keys() - after[impl]), ("with", after[impl].keys() - before[impl])
+            if parts := [f"{word} {', '.join(sorted(names))}" for word, names in sides if names]:
+                lines.append(f"note: the compiled kernels of {impl} differ: {'; '.join(parts)}")
+            continue
+        name, run = ("base", base) if impl in after else ("head", head)
+        known = run.implementations.get(impl)
+        resources = known.get("resources") if isinstance(known, dict) else None
+        if isinstance(resources, dict):
+            why = resources.get("missing")
+            lines.append(f"note: registers of {impl} are not compared, the {name} lacks them: {why}")
+    return lines
 
 
 def _row(verdict: Verdict) -> tuple[str, ...]:

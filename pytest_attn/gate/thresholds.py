@@ -31,7 +31,7 @@ class Limit:
 
     Attributes:
         relative: share of the base, 0.01 is one percent.
-        floor: in the metric's own unit (bytes, launches, error ratio).
+        floor: in the metric's own unit (bytes, launches, registers, error ratio).
         action: what growth is: ``fail`` the outcome ``slower``, ``warn`` ``unsure``; ``off`` leaves the metric out.
 
     Raises ``ValueError`` for a number that is negative or not finite and for an unknown action.
@@ -57,6 +57,8 @@ EXACT: Mapping[str, Limit] = MappingProxyType(
         "kernel_count": Limit(action="warn"),
         "kernel_names": Limit(action="warn"),
         "error_ratio": Limit(0.05, 0.05),
+        "registers": Limit(0.1, 8),  # a multiprocessor gives them out in eights a thread
+        "local_bytes": Limit(),
     }
 )
 

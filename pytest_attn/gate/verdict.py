@@ -11,7 +11,10 @@ from typing import Any
 TIME = "time"
 
 Key = tuple[str, str, str]
-"""(implementation, problem id, direction): :attr:`pytest_attn.perf.record.Record.key`."""
+"""(implementation, problem id, direction): :attr:`pytest_attn.perf.record.Record.key`.
+
+Of a compiled kernel it is (implementation, the kernel's name, ``build``).
+"""
 
 
 class Outcome(StrEnum):
@@ -30,8 +33,8 @@ class Verdict:
 
     Attributes:
         impl: the implementation's name.
-        problem_id: :attr:`attn_impls.Problem.id`.
-        direction: ``fwd``, ``bwd`` or ``fwd_bwd``.
+        problem_id: :attr:`attn_impls.Problem.id`, or the name of a compiled kernel.
+        direction: ``fwd``, ``bwd`` or ``fwd_bwd``; of a compiled kernel ``build``.
         outcome: one of five.
         code: the reason in one word, for programs. A change or none, of pairs: ``paired``, ``confirmed`` (by fresh
             pairs), ``within`` (the share), ``floor``; of stored runs: ``clear``, ``within``, ``floor``; of exact
@@ -45,7 +48,7 @@ class Verdict:
             the median. ``None`` where it has nothing, or nothing that is a number.
         head: what the head has, likewise.
         lost: the base measured it and the head did not: a regression of another kind, to be shown loudly.
-        metric: ``time`` or one of :data:`pytest_attn.gate.exact.METRICS`.
+        metric: ``time`` or one of :data:`pytest_attn.gate.thresholds.EXACT`.
         ratios: head over base of each pair that was used, in the order they were taken; empty for stored runs.
         threshold: the share that a time had to move by; ``None`` where nothing was compared.
     """

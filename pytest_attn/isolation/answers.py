@@ -23,6 +23,7 @@ from pytest_attn.perf import device as devices
 from pytest_attn.perf.contract import Contract
 from pytest_attn.perf.instruments import Instruments
 from pytest_attn.perf.measure import measure_alone
+from pytest_attn.perf.resources import resources_of
 
 # The frames between ours and the implementation's lie in these files.
 _CALLERS = tuple(inspect.getfile(item) for item in (judge, judge_claim, judge_property, Implementation))
@@ -109,6 +110,10 @@ class Answers:
         measured = measure_alone(found, Problem.from_dict(problem), Direction(direction), instruments)
         self._give_back()
         return {"record": measured.record.to_dict(), "durations": list(measured.durations)}
+
+    def resources(self, impl: str, device: str) -> dict[str, Any] | None:
+        """Say what the compiled kernels of an implementation take."""
+        return resources_of(self._resolve(impl, device))
 
     def _give_back(self) -> None:
         """Leave the device's memory to the other children, which have caches of their own."""

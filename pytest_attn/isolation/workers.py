@@ -22,6 +22,7 @@ from pytest_attn.isolation.worker import Ended, RemoteError, Worker
 from pytest_attn.perf.contract import Contract
 from pytest_attn.perf.measure import Measured
 from pytest_attn.perf.record import Record
+from pytest_attn.perf.resources import unknown_resources
 
 
 class Workers:
@@ -142,6 +143,14 @@ class Workers:
             record = Record(impl.name, problem, direction, "error", contract.id, str(error), impl_version=version)
             return Measured(record)
         return Measured(Record.from_dict(answer["record"]), tuple(answer["durations"]))
+
+    def resources(self, impl: Implementation, device: torch.device) -> dict[str, Any] | None:
+        """Do as :func:`pytest_attn.perf.resources.resources_of`, in a child."""
+        try:
+            answer: dict[str, Any] | None = self._scout.request("resources", impl=impl.name, device=str(device))
+        except (Ended, RemoteError) as error:
+            return unknown_resources(str(error))
+        return answer
 
     def close(self) -> None:
         """End all children."""

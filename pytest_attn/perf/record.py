@@ -207,9 +207,10 @@ class Run:
 
     ``machine`` holds what must agree for two runs to be comparable (device, driver, power limit, CPU, threads);
     ``environment`` what explains a difference (versions of torch, CUDA, Python, this tool); ``implementations`` maps
-    each known name to ``{"version", "missing"}``, ``missing`` being ``None`` or the reason. ``instruments`` says what
-    was measured with (:meth:`pytest_attn.perf.instruments.Instruments.describe`), ``shard`` which part of the grid
-    this is, as ``"i/n"``, or ``None`` for the whole.
+    each known name to ``{"version", "missing"}``, ``missing`` being ``None`` or the reason, and to ``"resources"``
+    (:func:`pytest_attn.perf.resources.resources_of`) where it ran and has compiled kernels. ``instruments`` says what
+    was measured with (:meth:`pytest_attn.perf.instruments.Instruments.describe`), ``shard`` which part of the grid this
+    is, as ``"i/n"``, or ``None`` for the whole.
     """
 
     records: tuple[Record, ...]

@@ -73,6 +73,9 @@ def sleeper(q, k, v, causal=False):
 
 def crasher(q, k, v, causal=False):
     ctypes.string_at(0)
+
+compiled = attn_impls.Implementation("unruly:compiled", attention, resources=lambda: {"kernel": {"registers": 40}})
+unreadable = attn_impls.Implementation("unruly:unreadable", attention, resources=lambda: ctypes.string_at(0))
 """
 )
 # As the suite's, with cases that cost nothing to draw and to shrink.
@@ -240,6 +243,14 @@ def test_a_measurement_is_a_record_and_so_is_a_death(workers: Workers) -> None:
     assert died.record.reason == "the process ended by signal 11 (SIGSEGV)"
     assert died.record.contract == contract.id
     assert died.durations == ()
+
+
+def test_what_compiled_kernels_take_is_asked_of_a_process(workers: Workers) -> None:
+    assert workers.resources(IMPL, CPU) is None
+    told = workers.resources(unknown_stand_in("unruly:compiled"), CPU)
+    assert told == {"missing": None, "kernels": {"kernel": {"registers": 40}}}
+    died = workers.resources(unknown_stand_in("unruly:unreadable"), CPU)
+    assert died == {"missing": "the process ended by signal 11 (SIGSEGV)", "kernels": None}
 
 
 @pytest.mark.parametrize("impl", discover().values(), ids=lambda impl: impl.name)

@@ -182,7 +182,12 @@ def test_a_record_needs_a_known_status_and_a_time() -> None:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    implementations = {"mine": {"version": "1.2", "missing": None}, "flex": {"version": "?", "missing": "needs cuda"}}
+    kernels = {"k<float>": {"registers": 64, "local_bytes": 0, "shared_bytes": 1024}}
+    implementations = {
+        "mine": {"version": "1.2", "missing": None, "resources": {"missing": None, "kernels": kernels}},
+        "flex": {"version": "?", "missing": "needs cuda"},
+        "ours": {"version": "1", "missing": None, "resources": {"missing": "no cuobjdump", "kernels": None}},
+    }
     run = run_of(WHOLE, OOM, record(2e-3), implementations=implementations, instruments=INSTRUMENTS, shard="2/3")
     validate(json.loads(json.dumps(run.header())), "run")
     stranger = {"name": "someone else's", "extra_info": {}}
@@ -195,6 +200,15 @@ def test_round_trip(tmp_path: Path) -> None:
     assert back.implementations == implementations
     assert (back.instruments, back.shard) == (INSTRUMENTS, "2/3")
     assert back.statuses() == {"ok": 2, "oom": 1}
+
+
+@pytest.mark.parametrize(
+    "resources", [{}, {"missing": None, "kernels": [64]}, {"missing": None, "kernels": {"k": {"registers": "64"}}}]
+)
+def test_schema_refuses_resources(resources: dict[str, object]) -> None:
+    header = run_of(WHOLE, implementations={"mine": {"version": "1", "missing": None, "resources": resources}}).header()
+    with pytest.raises(jsonschema.ValidationError):
+        validate(json.loads(json.dumps(header)), "run")
 
 
 REPORTS = Path(__file__).resolve().parents[2] / "reports"

@@ -128,6 +128,32 @@ def test_an_implementation_that_ran_somewhere_is_not_missing(tmp_path: Path) -> 
     }
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "whole"),
+    [(40, 40, 40), (None, 40, 40), (40, None, 40), (None, None, None), (40, 48, "the parts have different builds")],
+)
+def test_what_compiled_kernels_take_is_told_once_for_all_parts(
+    tmp_path: Path, first: int | None, second: int | None, whole: int | str | None
+) -> None:
+    def resources(told: int | str | None) -> dict[str, object]:
+        if isinstance(told, int):
+            return {"missing": None, "kernels": {"k": {"registers": told, "local_bytes": 0, "shared_bytes": 0}}}
+        return {"missing": told or "no cuobjdump", "kernels": None}
+
+    def known(told: int | str | None) -> dict[str, object]:
+        return {"naive": {"version": "1", "missing": None, "resources": resources(told)}}
+
+    unused = run_of(
+        record(1e-3, problem=OTHER), shard="3/3", implementations={"naive": {"version": "1", "missing": None}}
+    )
+    parts = (
+        replace(FIRST, shard="1/3", implementations=known(first)),
+        replace(SECOND, shard="2/3", implementations=known(second)),
+    )
+    assert merge(tmp_path, unused, *parts) == 0
+    assert load_run(tmp_path / "all.json").implementations == known(whole)
+
+
 def test_missing_shards_are_named_and_can_be_added_later(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = replace(FIRST, shard="1/4"), replace(SECOND, shard="3/4")
     assert merge(tmp_path, first, second) == 0
