@@ -43,15 +43,20 @@ CPU = Family(
     backward=True,
 )
 
-SMEM = Family(
-    "smem",
-    build.Extension(
-        "attn_tiled_smem",
-        sources=(_CUDA_SOURCES / "smem_forward.cu",),
-        folders=(build.CSRC, _CUDA_SOURCES),
-        cuda_cflags=("-O3", "-lineinfo", "-DUSE_CUDA", "-Xcompiler", "-fvisibility=hidden"),
-    ),
-    backward=False,
+# Our CUDA kernels in the order of the climb; each adds one idea to the one before.
+_FP32_RUNGS = {
+    "global": "tiles read from global memory where they are needed",
+    "smem": "tiles of 32 x 32 in shared memory",
+    "pad": "tiles padded, so that no two lanes meet in a bank",
+    "coalesced": "tiles copied along their rows, whole sectors at a time",
+    "unroll": "loops unrolled over known bounds",
+    "regs": "register tiles, 16-byte reads of global and shared memory",
+}
+_FP32_LADDER = build.Extension(
+    "attn_tiled_ladder",
+    sources=tuple(_CUDA_SOURCES / f"{name}_forward.cu" for name in _FP32_RUNGS),
+    folders=(build.CSRC, _CUDA_SOURCES),
+    cuda_cflags=("-std=c++20", "-O3", "-lineinfo", "-DUSE_CUDA", "-Xcompiler", "-fvisibility=hidden"),
 )
 
 _EVERYTHING = Capabilities(
@@ -83,8 +88,29 @@ def _version(family: Family) -> str:
     return f"{build.library(family.extension).stem}, torch {torch.__version__}"
 
 
-def _why_not_smem() -> str | None:
-    return build.why_not(SMEM.extension) if torch.cuda.is_available() else "needs a CUDA device"
+def _why_not_on_cuda(family: Family) -> str | None:
+    return build.why_not(family.extension) if torch.cuda.is_available() else "needs a CUDA device"
+
+
+def _fp32_rung(name: str) -> tuple[Family, Implementation]:
+    """Return the family and the implementation of ``csrc/cuda/<name>_forward.cu``."""
+    family = Family(name, _FP32_LADDER, backward=False)
+    return family, Implementation(
+        f"tiled-{name}",
+        _attention(family),
+        dataclasses.replace(
+            _EVERYTHING,
+            devices=frozenset({"cuda"}),
+            head_dims=HeadDims(1, 128),
+            backward=False,
+            min_compute_capability=(8, 0),
+        ),
+        summary=f"a rung of our CUDA ladder: {_FP32_RUNGS[name]}",
+        kernels=f"{name}_forward_kernel",
+        probe=lambda: _why_not_on_cuda(family),
+        version=lambda: _version(family),
+        how_to_get="run on a CUDA device, with the CUDA toolkit (nvcc), a C++ compiler and ninja installed",
+    )
 
 
 tiled_torch = Implementation(
@@ -116,19 +142,9 @@ tiled_cpu = Implementation(
     how_to_get=_HOW_TO_BUILD,
 )
 
-tiled_smem = Implementation(
-    "tiled-smem",
-    _attention(SMEM),
-    dataclasses.replace(
-        _EVERYTHING,
-        devices=frozenset({"cuda"}),
-        head_dims=HeadDims(1, 128),
-        backward=False,
-        min_compute_capability=(8, 0),
-    ),
-    summary="first rung of our CUDA ladder: 32 x 32 tiles in shared memory",
-    kernels="smem_forward_kernel",
-    probe=_why_not_smem,
-    version=lambda: _version(SMEM),
-    how_to_get="run on a CUDA device, with the CUDA toolkit (nvcc), a C++ compiler and ninja installed",
-)
+GLOBAL, tiled_global = _fp32_rung("global")
+SMEM, tiled_smem = _fp32_rung("smem")
+PAD, tiled_pad = _fp32_rung("pad")
+COALESCED, tiled_coalesced = _fp32_rung("coalesced")
+UNROLL, tiled_unroll = _fp32_rung("unroll")
+REGS, tiled_regs = _fp32_rung("regs")

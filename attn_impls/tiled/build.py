@@ -76,7 +76,7 @@ def why_not(extension: Extension) -> str | None:
     compiler = _compiler()
     if shutil.which(compiler) is None:
         return f"building it needs a C++ compiler; {compiler} is not on PATH (set CXX to name another)"
-    if extension.uses_cuda and _nvcc() is None:
+    if extension.uses_cuda and nvcc() is None:
         return "building it needs nvcc; install the CUDA toolkit or set CUDA_HOME"
     return None
 
@@ -167,7 +167,8 @@ def _compiler() -> str:
     return os.environ.get("CXX", "c++")
 
 
-def _nvcc() -> str | None:
+def nvcc() -> str | None:
+    """Return the path of the CUDA compiler, or ``None`` where there is none."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     found = (shutil.which("nvcc", path=str(Path(home) / "bin")) for home in homes if home)
     return next((path for path in found if path), None) or shutil.which("nvcc")

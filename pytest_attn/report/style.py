@@ -40,7 +40,13 @@ _KNOWN: dict[str, Look] = {
     "tiled-seq": Look("#999933", "#bdbd52", "s", _DOTTED),
     "tiled-cpu": Look("#117733", "#4db56d", "D", _SOLID),
     "tiled-torch": Look("#aa4499", "#d877c8", "h", _DASHED),
+    # The CUDA rungs: one family of reds and browns, the marker tells them apart.
+    "tiled-global": Look("#7f5a4a", "#c19a88", "o", _DOTTED),
     "tiled-smem": Look("#c03545", "#ee7281", "p", _SOLID),
+    "tiled-pad": Look("#a8326e", "#e07aa8", "^", _DASHED),
+    "tiled-coalesced": Look("#b5651d", "#e0995a", "D", _DASHDOT),
+    "tiled-unroll": Look("#8c1c2b", "#d9606f", "v", _DASHED),
+    "tiled-regs": Look("#e0526a", "#ff98a8", "P", _SOLID),
 }
 
 _SPARE_COLOURS = (
