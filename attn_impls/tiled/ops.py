@@ -1,4 +1,4 @@
-"""Our compiled kernels as torch operators: ``attn_tiled::seq_*``, ``attn_tiled::cpu_*``, ``attn_tiled::smem_*``.
+"""Our compiled kernels as torch operators: ``attn_tiled::seq_*``, ``cpu_*``, ``smem_*``, ``mma_*``, ``async_*``.
 
 The operators and their checks live in C++ (see ``csrc``). Here they get what only Python can give them: the shapes of
 their results for ``torch.compile`` (fake kernels) and their derivatives (autograd).
@@ -25,12 +25,20 @@ class Family:
     ``forward(q, k, v, scale, low, high) -> (out, lse)``, with ``q`` ``[B, H, Q, D]``, ``k`` and ``v``
     ``[B, Hkv, K, D]``, ``lse`` fp32 ``[B, H, Q]`` in natural logarithm, and the mask as diagonals (:func:`diagonals`).
     ``backward(dout, q, k, v, out, lse, dlse, scale, low, high) -> (dq, dk, dv)``, with ``dlse`` ``None`` where only
-    ``out`` was used.
+    ``out`` was used. Where ``deterministic_backward`` is set, ``..._backward_deterministic`` takes the same, gives the
+    same bits in every run, and is used while ``torch.use_deterministic_algorithms`` is on.
     """
 
     name: str
     extension: build.Extension
     backward: bool
+    deterministic_backward: bool = False
+
+    @property
+    def backward_names(self) -> tuple[str, ...]:
+        """The backward operators, the one that is used by default first."""
+        deterministic = (f"{self.name}_backward_deterministic",) if self.deterministic_backward else ()
+        return (f"{self.name}_backward", *deterministic) if self.backward else ()
 
 
 _registered: set[str] = set()
@@ -54,8 +62,9 @@ def load(family: Family) -> None:
         return
     build.load(family.extension)
     torch.library.register_fake(f"attn_tiled::{family.name}_forward", _fake_forward)
+    for name in family.backward_names:
+        torch.library.register_fake(f"attn_tiled::{name}", _fake_backward)
     if family.backward:
-        torch.library.register_fake(f"attn_tiled::{family.name}_backward", _fake_backward)
         torch.library.register_autograd(
             f"attn_tiled::{family.name}_forward", _differentiate(family), setup_context=_setup_context
         )
@@ -119,7 +128,8 @@ def _differentiate(family: Family) -> Any:
             return (None,) * 6
         dout = torch.zeros_like(out) if dout is None else _last_contiguous(dout)
         dlse = None if dlse is None else dlse.contiguous()
-        operator = getattr(torch.ops.attn_tiled, f"{family.name}_backward")
+        wanted = -1 if torch.are_deterministic_algorithms_enabled() else 0
+        operator = getattr(torch.ops.attn_tiled, family.backward_names[wanted])
         grads = operator(dout, q, k, v, out, lse, dlse, ctx.scale, ctx.low, ctx.high)
         return (*grads, None, None, None)
 

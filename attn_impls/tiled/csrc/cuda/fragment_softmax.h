@@ -1,0 +1,96 @@
+// The online softmax on C fragments: a lane holds parts of rows g and g + 8 of every row piece, and the four lanes of a
+// quad hold a row between them.
+#pragma once
+
+#include "online_softmax.h"
+#include "tile_product.h"
+
+namespace attn {
+
+__device__ inline float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));
+  return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
+}
+__device__ inline float quad_sum(float x) {
+  x += __shfl_xor_sync(kAllLanes, x, 1);
+  return x + __shfl_xor_sync(kAllLanes, x, 2);
+}
+
+template <int row_pieces>
+struct FragmentSoftmax {
+  float maximum[row_pieces][2];  // of the row's scores so far, before they are scaled
+  float sum[row_pieces][2];      // of this lane's weights exp2(scale * (score - maximum)); the quad's is taken at the end
+
+  __device__ void clear() {
+#pragma unroll
+    for (int i = 0; i < row_pieces * 2; ++i) maximum[i / 2][i % 2] = minus_infinity(), sum[i / 2][i % 2] = 0.0f;
+  }
+
+  // Turn the scores of a new tile into weights, and bring what was summed up before to the new maximum. The scale is
+  // positive and joins the subtraction in one fused multiply-add.
+  template <typename Scores, typename Out>
+  __device__ void take(Scores& scores, Out& out, float scale_log2) {
+#pragma unroll
+    for (int m = 0; m < row_pieces; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float highest = maximum[m][half];
+#pragma unroll
+        for (int n = 0; n < Scores::kColumnTiles; ++n) {
+          highest = fmaxf(highest, fmaxf(scores.at[m][n][2 * half], scores.at[m][n][2 * half + 1]));
+        }
+        highest = quad_max(highest);
+        // While no key was visible, subtract 0: exp2(-inf - 0) is 0, where exp2(-inf - -inf) would be NaN.
+        const float shift = highest == minus_infinity() ? 0.0f : highest * scale_log2;
+        const float rescale = fast_exp2(maximum[m][half] * scale_log2 - shift);
+        maximum[m][half] = highest;
+
+        float total = sum[m][half] * rescale;
+#pragma unroll
+        for (int n = 0; n < Scores::kColumnTiles; ++n) {
+#pragma unroll
+          for (int i = 2 * half; i < 2 * half + 2; ++i) {
+            scores.at[m][n][i] = fast_exp2(scores.at[m][n][i] * scale_log2 - shift);
+            total += scores.at[m][n][i];
+          }
+        }
+        sum[m][half] = total;
+#pragma unroll
+        for (int n = 0; n < Out::kColumnTiles; ++n) {
+          out.at[m][n][2 * half] *= rescale;
+          out.at[m][n][2 * half + 1] *= rescale;
+        }
+      }
+    }
+  }
+
+  // After the last tile. A row that saw no key has output 0 and log-sum-exp -inf, by convention.
+  __device__ void finish(float (&inverse)[row_pieces][2], float (&log_sum_exp)[row_pieces][2], float scale_log2) {
+#pragma unroll
+    for (int m = 0; m < row_pieces; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float total = quad_sum(sum[m][half]);
+        inverse[m][half] = total == 0.0f ? 0.0f : 1.0f / total;
+        log_sum_exp[m][half] = (maximum[m][half] * scale_log2 + log2f(total)) * kLn2;
+      }
+    }
+  }
+};
+
+// Write one number a row; lanes of a quad hold the same ones.
+template <int row_pieces>
+__device__ inline void store_row_numbers(const float (&x)[row_pieces][2], float* to, int64_t row, int64_t rows) {
+  const int lane = threadIdx.x % kWarp;
+  if (lane % 4 != 0) return;
+#pragma unroll
+  for (int m = 0; m < row_pieces; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int64_t at = row + m * kPiece + accumulator_row(lane, 2 * half);
+      if (at < rows) to[at] = x[m][half];
+    }
+  }
+}
+
+}  // namespace attn
