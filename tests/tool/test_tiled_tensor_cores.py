@@ -31,6 +31,7 @@ PROBLEMS = [
     Problem(1, 1, 1, 66, 70, 256, "bf16", CAUSAL),
     Problem(1, 1, 1, 200, 40, 8, "fp16", Mask("window", 3, 2)),
     Problem(1, 4, 2, 1, 300, 64, "fp16", CAUSAL),
+    Problem(1, 1, 1, 130, 260, 128, "bf16", CAUSAL),
     Problem(0, 2, 2, 5, 5, 8, "bf16", CAUSAL),
 ]
 FAMILIES = pytest.mark.parametrize("name", ["mma", "async"])

@@ -8,7 +8,8 @@
 //        contiguous bytes a warp. A last kernel rounds their sums. The query heads of a group pass through the block
 //        that owns their key head, so dK and dV need no addition between blocks.
 // Deterministic: the additions to dQ arrive in any order, so its last bits vary from run to run. The other form leaves dQ
-//        out and gives it a kernel of its own, in which a block owns queries: seven products instead of five.
+//        out and gives it a kernel of its own, in which a block owns queries: seven products instead of five. Heads wider
+//        than 128 always take it, and dK and dV one after the other, for want of registers: eight products.
 // Limit: shared memory. 16 keys a warp (head_dim > 64) read each fragment of Q and dO for only 16 rows of result. Few
 //        key heads with short sequences leave multiprocessors idle.
 #include <torch/csrc/stable/library.h>
@@ -38,9 +39,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(bool deterministic, const Tensor& do
   const int64_t rows = shape.batch * shape.heads * padded;
   Tensor row_numbers = torch::stable::new_empty(q, {2, rows}, ScalarType::Float);
   float* const lse_log2 = static_cast<float*>(row_numbers.data_ptr());
-  int64_t columns = 0;
-  with_tile_columns(shape.head_dim, [&](auto constant) { columns = decltype(constant)::kValue; });
-  Tensor dq_sum = torch::stable::new_zeros(q, {deterministic ? 0 : rows * columns}, ScalarType::Float);
+  int64_t dq_numbers = 0;
+  with_tile_columns(shape.head_dim, [&](auto constant) {
+    constexpr int columns = decltype(constant)::kValue;
+    if (!deterministic && !AsyncBackward<columns>::kSplit) dq_numbers = rows * columns;
+  });
+  Tensor dq_sum = torch::stable::new_zeros(q, {dq_numbers}, ScalarType::Float);
 
   with_half_type(q, [&](auto element) {
     using T = decltype(element);
@@ -58,12 +62,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(bool deterministic, const Tensor& do
                                             dlse ? static_cast<const float*>(dlse->data_ptr()) : nullptr,
                                             lse_log2,
                                             lse_log2 + rows,
-                                            static_cast<float*>(dq_sum.data_ptr()),
+                                            dq_numbers > 0 ? static_cast<float*>(dq_sum.data_ptr()) : nullptr,
                                             static_cast<int>(padded),
                                             static_cast<float>(scale),
                                             static_cast<float>(scale * M_LOG2E),
-                                            Band::from_diagonals(low, high)},
-                          deterministic);
+                                            Band::from_diagonals(low, high)});
   });
   return {dq, dk, dv};
 }

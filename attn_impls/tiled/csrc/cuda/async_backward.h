@@ -213,7 +213,7 @@ __global__ void __launch_bounds__(AsyncBackward<columns>::kWarps* kWarp, AsyncBa
         dq.clear();
         add_product<T, kKeys / kPiece>(dq, AcrossDepth<DsLayout>::left(ds_tile, piece * 2),
                                        AcrossDepth<Layout>::right(k_tile, chunk));
-        float* to = p.dq_sum + (((rows / kPiece + piece) * (columns / kChunk) + chunk) * kWarp + thread_read_anew() % kWarp) * 4;
+        float* to = p.dq_sum + (((rows / kPiece + piece) * (columns / kChunk) + chunk) * kWarp + threadIdx.x % kWarp) * 4;
 #pragma unroll
         for (int m = 0; m < kRowPieces; ++m) {
 #pragma unroll

@@ -2,5 +2,5 @@
 #include "async_backward_launch.h"
 
 namespace attn {
-template void launch_async_backward<__nv_bfloat16>(const Tensor&, const BackwardParams<__nv_bfloat16>&, bool);
+template void launch_async_backward<__nv_bfloat16>(const Tensor&, const BackwardParams<__nv_bfloat16>&);
 }

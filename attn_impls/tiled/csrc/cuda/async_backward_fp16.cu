@@ -2,5 +2,5 @@
 #include "async_backward_launch.h"
 
 namespace attn {
-template void launch_async_backward<__half>(const Tensor&, const BackwardParams<__half>&, bool);
+template void launch_async_backward<__half>(const Tensor&, const BackwardParams<__half>&);
 }

@@ -1,4 +1,4 @@
-// Launches the backward kernels for one element type; each type is a source file of its own, compiled beside the other.
+// Launches the backward kernels for one element type, dQ by additions where `dq_sum` is given; each type is a source file of its own, compiled beside the other.
 #pragma once
 
 #include "async_backward.h"
@@ -7,7 +7,7 @@
 namespace attn {
 
 template <typename T>
-void launch_async_backward(const Tensor& on, const BackwardParams<T>& params, bool deterministic) {
+void launch_async_backward(const Tensor& on, const BackwardParams<T>& params) {
   const Shape& shape = params.shape;
   const int64_t rows = shape.batch * shape.heads * params.padded;
   launch(on, rows / kRowsABlock, dim3(kElementwiseThreads), 0, async_backward_prepare_kernel<T>, params);
@@ -20,16 +20,21 @@ void launch_async_backward(const Tensor& on, const BackwardParams<T>& params, bo
       launch(on, shape.batch * shape.kv_heads * tiles, dim3(Blocks::kWarps * kWarp),
              KeyBlockMemory<columns, parts>::kBytes, async_backward_keys_kernel<T, columns, parts>, params);
     };
-    if constexpr (Blocks::kSplit) launch_keys(Constant<kDv>{});
-    constexpr int here = Blocks::kSplit ? kDk : kDk | kDv;
-    if (deterministic) {
-      launch_keys(Constant<here>{});
+    const auto launch_queries = [&] {
       using Queries = AsyncBackwardQueries<columns>;
       const int64_t tiles = (shape.q_len + Queries::kQueries - 1) / Queries::kQueries;
       launch(on, shape.batch * shape.heads * tiles, dim3(Queries::kWarps * kWarp), kAsyncBackwardQueriesBytes<columns>,
              async_backward_queries_kernel<T, columns>, params);
+    };
+    if constexpr (Blocks::kSplit) {
+      launch_keys(Constant<kDv>{});
+      launch_keys(Constant<kDk>{});
+      launch_queries();
+    } else if (params.dq_sum == nullptr) {
+      launch_keys(Constant<kDk | kDv>{});
+      launch_queries();
     } else {
-      launch_keys(Constant<here | kDq>{});
+      launch_keys(Constant<kDk | kDv | kDq>{});
       const int64_t chunks = rows * (columns / kChunk);
       launch(on, (chunks + kElementwiseThreads - 1) / kElementwiseThreads, dim3(kElementwiseThreads), 0,
              async_backward_convert_kernel<T, columns>, params);
@@ -37,7 +42,7 @@ void launch_async_backward(const Tensor& on, const BackwardParams<T>& params, bo
   });
 }
 
-extern template void launch_async_backward<__half>(const Tensor&, const BackwardParams<__half>&, bool);
-extern template void launch_async_backward<__nv_bfloat16>(const Tensor&, const BackwardParams<__nv_bfloat16>&, bool);
+extern template void launch_async_backward<__half>(const Tensor&, const BackwardParams<__half>&);
+extern template void launch_async_backward<__nv_bfloat16>(const Tensor&, const BackwardParams<__nv_bfloat16>&);
 
 }  // namespace attn

@@ -28,8 +28,6 @@ __global__ void __launch_bounds__(AsyncForward<columns>::kWarps* kWarp, AsyncFor
   const int head_dim = static_cast<int>(p.shape.head_dim), kv_len = static_cast<int>(p.shape.kv_len);
   const int warp_row = threadIdx.x / kWarp * Tiles::kWarpRows;
   const auto [batch, head, kv_head, q0, q1] = QueryTile::of_block(p.shape, Tiles::kQueries);
-  const T* const k_rows = p.k.row(batch, kv_head, 0);
-  const T* const v_rows = p.v.row(batch, kv_head, 0);
 
   // Tiles of keys are visited from the last to the first: the copy of visit i starts kStages - 1 visits ahead of its use.
   const TileRange tiles = key_tiles(p.band, q0, q1, kv_len, kKeys);
@@ -38,9 +36,9 @@ __global__ void __launch_bounds__(AsyncForward<columns>::kWarps* kWarp, AsyncFor
     if (visit < visits) {
       const int k0 = (tiles.last - 1 - visit) * kKeys;
       const uint32_t k_tile = stages + visit % kStages * (2 * kTileBytes);
-      start_tile_copy<Layout, kKeys, kThreads>(k_tile, k_rows + k0 * p.k.row_stride, p.k.row_stride,
+      start_tile_copy<Layout, kKeys, kThreads>(k_tile, p.k.row(batch, kv_head, k0), p.k.row_stride,
                                                kv_len - k0, head_dim);
-      start_tile_copy<Layout, kKeys, kThreads>(k_tile + kTileBytes, v_rows + k0 * p.v.row_stride, p.v.row_stride,
+      start_tile_copy<Layout, kKeys, kThreads>(k_tile + kTileBytes, p.v.row(batch, kv_head, k0), p.v.row_stride,
                                                kv_len - k0, head_dim);
     }
     commit_copies();  // an empty group where there is nothing to copy, so that the number of groups stays in step
@@ -58,7 +56,6 @@ __global__ void __launch_bounds__(AsyncForward<columns>::kWarps* kWarp, AsyncFor
   for (int visit = 0; visit < visits; ++visit) {
     wait_for_copies<kStages - 2>();
     __syncthreads();  // the copies of all threads are there, and all are done with the stage that is filled next
-    start_copies(visit + kStages - 1);
     const uint32_t k_tile = stages + visit % kStages * (2 * kTileBytes);
     const int k0 = (tiles.last - 1 - visit) * kKeys;
 
@@ -70,6 +67,7 @@ __global__ void __launch_bounds__(AsyncForward<columns>::kWarps* kWarp, AsyncFor
       hide_scores(scores, TileMask::of(p.band, q0, k0, kv_len), warp_row, 0);
     }
     softmax.take(scores, out, p.scale_log2);
+    start_copies(visit + kStages - 1);  // only now, because the scores leave no registers for addresses
     add_product<T, kKeys / kPiece>(out, Held<Tiles::kRowPieces, kKeys / kPiece>::template rounded<T>(scores),
                                    AcrossDepth<Layout>::right(k_tile + kTileBytes, 0));
   }

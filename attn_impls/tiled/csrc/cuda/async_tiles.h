@@ -21,21 +21,21 @@ struct ForwardTiles {
 template <int columns>
 struct AsyncForward;
 template <>
-struct AsyncForward<32> : ForwardTiles<2, 4, 64, 2, 2> {};
+struct AsyncForward<32> : ForwardTiles<2, 4, 64, 3, 2> {};
 template <>
-struct AsyncForward<64> : ForwardTiles<2, 4, 64, 2, 2> {};
+struct AsyncForward<64> : ForwardTiles<2, 4, 64, 3, 2> {};
 template <>
-struct AsyncForward<96> : ForwardTiles<2, 4, 64, 2, 2> {};
+struct AsyncForward<96> : ForwardTiles<2, 4, 64, 3, 2> {};
 template <>
-struct AsyncForward<128> : ForwardTiles<2, 4, 64, 2, 2> {};
+struct AsyncForward<128> : ForwardTiles<2, 4, 48, 2, 2> {};
 template <>
-struct AsyncForward<192> : ForwardTiles<1, 8, 64, 2, 1> {};
+struct AsyncForward<192> : ForwardTiles<1, 8, 32, 3, 1> {};
 template <>
-struct AsyncForward<256> : ForwardTiles<1, 8, 32, 2, 1> {};
+struct AsyncForward<256> : ForwardTiles<1, 8, 32, 3, 1> {};
 
 // Backward, a block of keys: warps of 16 * key_pieces keys; queries a tile, of which `step` are worked on at a time; the
 // warps that share the rows of dQ between them, the others share its columns; dQ columns a warp sums up at a time.
-// `split`: dV in a pass of its own, because dK and dV together do not fit the registers; S is then computed twice.
+// `split`: dV, dK and dQ each in a pass of its own, because two of them together do not fit the registers.
 template <int key_pieces, int warps, int queries, int step, int dq_row_warps, int dq_columns, bool split, int blocks>
 struct KeyBlocks {
   static constexpr int kKeyPieces = key_pieces, kWarpKeys = key_pieces * kPiece, kWarps = warps;
@@ -51,15 +51,15 @@ struct AsyncBackward<32> : KeyBlocks<2, 4, 64, 32, 2, 16, false, 2> {};
 template <>
 struct AsyncBackward<64> : KeyBlocks<2, 4, 64, 16, 2, 16, false, 2> {};
 template <>
-struct AsyncBackward<96> : KeyBlocks<1, 8, 64, 32, 4, 16, false, 1> {};
+struct AsyncBackward<96> : KeyBlocks<1, 8, 64, 16, 4, 16, false, 1> {};
 template <>
 struct AsyncBackward<128> : KeyBlocks<1, 8, 64, 32, 2, 32, false, 1> {};
 template <>
-struct AsyncBackward<192> : KeyBlocks<1, 4, 32, 16, 2, 32, true, 1> {};
+struct AsyncBackward<192> : KeyBlocks<1, 4, 32, 32, 2, 32, true, 1> {};
 template <>
-struct AsyncBackward<256> : KeyBlocks<1, 4, 32, 16, 2, 32, true, 1> {};
+struct AsyncBackward<256> : KeyBlocks<1, 4, 32, 32, 2, 32, true, 1> {};
 
-// Backward, a block of queries, for the deterministic dQ.
+// Backward, a block of queries, for the deterministic dQ and the split one.
 template <int columns>
 struct AsyncBackwardQueries : ForwardTiles<1, 4, columns <= 128 ? 64 : 32, 2, 1> {};
 
