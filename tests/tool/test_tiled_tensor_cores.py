@@ -1,4 +1,4 @@
-"""``tiled-mma`` and ``tiled-async`` on the GPU where there is one, and everywhere their source, run by an emulated warp.
+"""``tiled-mma`` and ``tiled-async`` on the GPU where there is one, and everywhere their source on an emulated warp.
 
 The kernel files are compiled as C++ with ``emulator/`` in place of the headers that hold instructions: tensor cores,
 ldmatrix and asynchronous copies follow the PTX ISA's tables lane by lane, so that a wrong index gives a wrong number.
