@@ -33,6 +33,9 @@ struct dim3 {
 struct float2 {
   float x, y;
 };
+struct float4 {
+  float x, y, z, w;
+};
 struct uint4 {
   uint32_t x, y, z, w;
 };
@@ -163,6 +166,15 @@ inline float from_lane_xor(float x, int step) {
   with_warp(&end, shuffle, [](Shuffle**) {});
   return shuffle.taken;
 }
+inline bool any_lane(bool x) {
+  static const char instruction = 0;
+  int answer = x;
+  with_warp(&instruction, answer, [](int** lanes) {
+    const bool any = std::any_of(lanes, lanes + kLanes, [](const int* lane) { return *lane != 0; });
+    for (int lane = 0; lane < kLanes; ++lane) *lanes[lane] = any;
+  });
+  return answer != 0;
+}
 inline void meet_warp() {
   static const char instruction = 0;
   char nothing = 0;
@@ -194,4 +206,5 @@ inline void run_copy(const Copy& copy) {
 #define __syncthreads() emulator::barrier()
 #define __syncwarp() emulator::meet_warp()
 #define __shfl_xor_sync(mask, x, step) emulator::from_lane_xor(x, step)
+#define __any_sync(mask, x) emulator::any_lane(x)
 #define __int_as_float(bits) std::bit_cast<float>(unsigned(bits))

@@ -117,6 +117,9 @@ inline void start_copy(uint32_t to, const void* from, bool valid) {
   std::memset(emulator::at(to, 16), emulator::kPoison, 16);
   emulator::fibers[emulator::current].groups.back().push_back({to, from, valid});
 }
+inline void start_copy(uint32_t to, const void* from) {
+  start_copy(to, from, true);
+}
 inline void commit_copies() {
   emulator::fibers[emulator::current].groups.emplace_back();
 }

@@ -46,21 +46,28 @@ __global__ void __launch_bounds__(kElementwiseThreads) async_backward_prepare_ke
   p.delta[index] = !sees ? 0.0f : p.dlse == nullptr ? sum : sum - p.dlse[from];
 }
 
-// dQ in the tensor's own order and type from the sums, which lie as C fragments.
+// dQ in the tensor's own order and type from the sums, which lie as C fragments. Lanes 4g ... 4g + 3 of a fragment hold row
+// g in their first two floats and row g + 8 in the others: a thread takes these 64 contiguous bytes.
 template <typename T, int columns>
 __global__ void __launch_bounds__(kElementwiseThreads) async_backward_convert_kernel(BackwardParams<T> p) {
+  constexpr int kChunks = columns / kChunk;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kElementwiseThreads + threadIdx.x;
-  const int chunk = static_cast<int>(index % (columns / kChunk));
-  const int64_t row = index / (columns / kChunk) % p.padded, batch_head = index / (columns / kChunk) / p.padded;
-  if (row >= p.shape.q_len || chunk * kChunk >= p.shape.head_dim || batch_head >= p.shape.batch * p.shape.heads) return;
-  const int64_t piece = (batch_head * p.padded + row) / kPiece;
-  const int in_piece = static_cast<int>(row % kPiece);
-  // Lanes 4g ... 4g + 3 hold row g in their first two floats and row g + 8 in the others.
-  const float* from = p.dq_sum + ((piece * (columns / kChunk) + chunk) * kWarp + in_piece % 8 * 4) * 4 + in_piece / 8 * 2;
-  uint32_t words[4];
-  for (int i = 0; i < 4; ++i) words[i] = pack<T>(from[4 * i] * p.scale, from[4 * i + 1] * p.scale);
+  const int chunk = static_cast<int>(index % kChunks), g = static_cast<int>(index / kChunks % 8);
+  const int64_t piece = index / kChunks / 8, batch_head = piece * kPiece / p.padded;
+  const int64_t row = piece * kPiece % p.padded + g;
+  if (batch_head >= p.shape.batch * p.shape.heads || chunk * kChunk >= p.shape.head_dim) return;
+  const float4* from = reinterpret_cast<const float4*>(p.dq_sum) + (piece * kChunks + chunk) * kWarp + g * 4;
+  uint32_t upper[4], lower[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float4 x = from[i];
+    upper[i] = pack<T>(x.x * p.scale, x.y * p.scale);
+    lower[i] = pack<T>(x.z * p.scale, x.w * p.scale);
+  }
   T* to = p.dq.row(batch_head / p.shape.heads, batch_head % p.shape.heads, row) + chunk * kChunk;
-  *reinterpret_cast<uint4*>(to) = uint4{words[0], words[1], words[2], words[3]};
+  if (row < p.shape.q_len) *reinterpret_cast<uint4*>(to) = uint4{upper[0], upper[1], upper[2], upper[3]};
+  to += 8 * p.dq.row_stride;
+  if (row + 8 < p.shape.q_len) *reinterpret_cast<uint4*>(to) = uint4{lower[0], lower[1], lower[2], lower[3]};
 }
 
 // What one pass over the scores computes.
@@ -68,10 +75,9 @@ constexpr int kDv = 1, kDk = 2, kDq = 4;
 
 // Shared memory: K [kKeys], V [kKeys] unless only dV is asked for, then twice Q, dO [kQueries], lse_log2 and delta, and
 // dS [kKeys, kQueries].
-template <int columns, int parts>
+template <typename Blocks, int parts>
 struct KeyBlockMemory {
-  using Blocks = AsyncBackward<columns>;
-  using Layout = Swizzled<columns>;
+  using Layout = Swizzled<Blocks::kColumns>;
   using DsLayout = Swizzled<Blocks::kQueries>;
   static constexpr int kStages = 2;
   static constexpr bool kNeedsDs = (parts & (kDk | kDq)) != 0;
@@ -84,15 +90,16 @@ struct KeyBlockMemory {
 };
 
 // dK and dV of one tile of keys, and its share of every query's dQ.
-template <typename T, int columns, int parts>
-__global__ void __launch_bounds__(AsyncBackward<columns>::kWarps* kWarp, AsyncBackward<columns>::kBlocks)
+template <typename T, typename Blocks, int parts>
+__global__ void __launch_bounds__(Blocks::kWarps* kWarp, Blocks::kBlocks)
     async_backward_keys_kernel(BackwardParams<T> p) {
-  using Blocks = AsyncBackward<columns>;
-  using Memory = KeyBlockMemory<columns, parts>;
+  constexpr int columns = Blocks::kColumns;
+  using Memory = KeyBlockMemory<Blocks, parts>;
   using Layout = typename Memory::Layout;
   using DsLayout = typename Memory::DsLayout;
   constexpr int kThreads = Blocks::kWarps * kWarp, kKeys = Blocks::kKeys, kQueries = Blocks::kQueries;
   constexpr int kPieces = Blocks::kKeyPieces, kStep = Blocks::kStep;
+  static_assert(kPaddedRows % kQueries == 0 && kQueries % kStep == 0);
   const uint32_t k_tile = shared_memory_start() + Memory::kK, v_tile = shared_memory_start() + Memory::kV;
   const uint32_t stages = shared_memory_start() + Memory::kFirstStage, ds_tile = shared_memory_start() + Memory::kDs;
   const int head_dim = static_cast<int>(p.shape.head_dim), kv_len = static_cast<int>(p.shape.kv_len);
@@ -106,13 +113,17 @@ __global__ void __launch_bounds__(AsyncBackward<columns>::kWarps* kWarp, AsyncBa
   const int k1 = k0 + kKeys < kv_len ? k0 + kKeys : kv_len;
 
   // All query heads of the group in turn, so that their dK and dV add up in the registers, in a fixed order.
-  const TileRange range = query_tiles(p.band, k0, k1, q_len, kQueries);
-  const int tiles_a_head = range.last - range.first, visits = group * tiles_a_head;
-  const auto start_copies = [&](int visit) {
-    if (visit < visits) {
-      const int head = kv_head * group + visit / tiles_a_head;
-      const int q0 = (range.first + visit % tiles_a_head) * kQueries;
-      const uint32_t q_tile = stages + visit % Memory::kStages * Memory::kStage;
+  const TileBand band = TileBand::of(p.band);
+  const TileRange range = query_tiles(band, k0, k1, q_len, kQueries);
+  const TileRange plain =
+      k0 + kKeys > kv_len ? TileRange{0, 0} : plain_query_tiles(band, k0, k1, q_len, kQueries);
+  const int end = range.first < range.last ? (kv_head + 1) * group : 0;  // the first head that is not visited
+  int next_head = kv_head * group, next_tile = range.first;              // of the visit whose copies start next
+  const auto start_copies = [&](uint32_t stage) {
+    if (next_head < end) {
+      const int head = next_head, q0 = next_tile * kQueries;
+      if (++next_tile == range.last) next_tile = range.first, ++next_head;
+      const uint32_t q_tile = stages + stage;
       start_tile_copy<Layout, kQueries, kThreads>(q_tile, p.q.row(batch, head, q0), p.q.row_stride, q_len - q0,
                                                   head_dim);
       start_tile_copy<Layout, kQueries, kThreads>(q_tile + Memory::kQueryTile, p.dout.row(batch, head, q0),
@@ -132,31 +143,32 @@ __global__ void __launch_bounds__(AsyncBackward<columns>::kWarps* kWarp, AsyncBa
     start_tile_copy<Layout, kKeys, kThreads>(v_tile, p.v.row(batch, kv_head, k0), p.v.row_stride, kv_len - k0,
                                              head_dim);
   }
+  int head = next_head, tile = next_tile;
   start_copies(0);
 
   Accumulator<kPieces, columns / kChunk> dk, dv;
   dk.clear();
   dv.clear();
+  wait_for_copies<0>();
+  __syncthreads();
+  const auto keys = left_factor<Layout, kPieces, Blocks::kHoldsKeys>(k_tile, warp_row);
+  const auto values = left_factor<Layout, kPieces, Blocks::kHoldsValues>(v_tile, warp_row);
 
-  for (int visit = 0; visit < visits; ++visit) {
-    wait_for_copies<0>();
-    __syncthreads();  // the copies of all threads are there; all are done with the other stage and with dS
-    start_copies(visit + 1);
-    const int head = kv_head * group + visit / tiles_a_head;
-    const int q0 = (range.first + visit % tiles_a_head) * kQueries;
-    const uint32_t q_tile = stages + visit % Memory::kStages * Memory::kStage, do_tile = q_tile + Memory::kQueryTile;
+  for (uint32_t stage = 0; head < end; stage = Memory::kStage - stage) {
+    start_copies(Memory::kStage - stage);
+    const int q0 = tile * kQueries;
+    const uint32_t q_tile = stages + stage, do_tile = q_tile + Memory::kQueryTile;
     const uint32_t row_numbers = do_tile + Memory::kQueryTile + threadIdx.x % 4 * 8;  // those of this lane's columns
     // Rows past the end of the queries have weight 0 whatever the mask says.
-    const bool masked = needs_mask(p.band, q0, q0 + kQueries, k0, k0 + kKeys, kv_len);
+    const bool masked = !plain.has(tile);
 
 #pragma unroll
     for (int first = 0; first < kQueries; first += kStep) {
       // Transposed: rows are keys, columns are queries.
       Accumulator<kPieces, kStep / kChunk> weights;
       weights.clear();
-      add_product<T, columns / kPiece>(weights, AlongDepth<Layout>::left(k_tile, warp_row),
-                                       AlongDepth<Layout>::right(q_tile, first));
-      if (masked) hide_scores<true>(weights, TileMask::of(p.band, q0, k0, kv_len), warp_row, first);
+      add_product<T, columns / kPiece>(weights, keys, AlongDepth<Layout>::right(q_tile, first));
+      if (masked) hide_scores<true>(weights, TileMask::of(band, q0, k0, kv_len), warp_row, first);
 #pragma unroll
       for (int n = 0; n < kStep / kChunk; ++n) {
         const float2 lse = load_shared_two_floats(row_numbers + (first + n * kChunk) * 4);
@@ -176,8 +188,7 @@ __global__ void __launch_bounds__(AsyncBackward<columns>::kWarps* kWarp, AsyncBa
       if constexpr (Memory::kNeedsDs) {
         Accumulator<kPieces, kStep / kChunk> ds;
         ds.clear();
-        add_product<T, columns / kPiece>(ds, AlongDepth<Layout>::left(v_tile, warp_row),
-                                         AlongDepth<Layout>::right(do_tile, first));
+        add_product<T, columns / kPiece>(ds, values, AlongDepth<Layout>::right(do_tile, first));
 #pragma unroll
         for (int n = 0; n < kStep / kChunk; ++n) {
           const float2 delta = load_shared_two_floats(row_numbers + Memory::kRowNumbers + (first + n * kChunk) * 4);
@@ -223,11 +234,13 @@ __global__ void __launch_bounds__(AsyncBackward<columns>::kWarps* kWarp, AsyncBa
         }
       }
     }
+
+    if (++tile == range.last) tile = range.first, ++head;
+    wait_for_copies<0>();
+    __syncthreads();  // the copies of all threads are there; all are done with this stage and with dS
   }
 
   // The results go through the tiles of K and V, each warp through its own rows.
-  wait_for_copies<0>();
-  __syncthreads();
   float factor[kPieces][2];
   const auto store = [&](const auto& result, float times, uint32_t tile, const View<T>& to) {
 #pragma unroll
@@ -243,17 +256,16 @@ __global__ void __launch_bounds__(AsyncBackward<columns>::kWarps* kWarp, AsyncBa
 }
 
 // Shared memory: Q and dO [kQueries], then for each stage K and V [kKeys].
-template <int columns>
+template <typename Tiles>
 constexpr int kAsyncBackwardQueriesBytes =
-    (2 * AsyncBackwardQueries<columns>::kQueries +
-     2 * AsyncBackwardQueries<columns>::kStages * AsyncBackwardQueries<columns>::kKeys) *
-    Swizzled<columns>::kRowBytes;
+    2 * (Tiles::kQueries + Tiles::kStages * Tiles::kKeys) * Swizzled<Tiles::kColumns>::kRowBytes;
 
 // dQ of one tile of queries, added up in the registers over the keys in a fixed order.
-template <typename T, int columns>
-__global__ void __launch_bounds__(AsyncBackwardQueries<columns>::kWarps* kWarp, AsyncBackwardQueries<columns>::kBlocks)
+template <typename T, typename Tiles>
+__global__ void __launch_bounds__(Tiles::kWarps* kWarp, Tiles::kBlocks)
     async_backward_queries_kernel(BackwardParams<T> p) {
-  using Tiles = AsyncBackwardQueries<columns>;
+  constexpr int columns = Tiles::kColumns;
+  static_assert(Tiles::kStages == 2);
   using Layout = Swizzled<columns>;
   constexpr int kThreads = Tiles::kWarps * kWarp, kKeys = Tiles::kKeys, kQueries = Tiles::kQueries;
   constexpr int kTileBytes = kKeys * Layout::kRowBytes, kPieces = Tiles::kRowPieces;
@@ -265,7 +277,9 @@ __global__ void __launch_bounds__(AsyncBackwardQueries<columns>::kWarps* kWarp, 
   const T* const k_rows = p.k.row(batch, kv_head, 0);
   const T* const v_rows = p.v.row(batch, kv_head, 0);
 
-  const TileRange tiles = key_tiles(p.band, q0, q1, kv_len, kKeys);
+  const TileBand band = TileBand::of(p.band);
+  const TileRange tiles = key_tiles(band, q0, q1, kv_len, kKeys);
+  const TileRange plain = plain_key_tiles(band, q0, q1, kv_len, kKeys);
   const auto start_copies = [&](int tile) {
     if (tile < tiles.last) {
       const int k0 = tile * kKeys;
@@ -306,9 +320,7 @@ __global__ void __launch_bounds__(AsyncBackwardQueries<columns>::kWarps* kWarp, 
                                      AlongDepth<Layout>::right(k_tile, 0));
     add_product<T, columns / kPiece>(ds, AlongDepth<Layout>::left(do_tile, warp_row),
                                      AlongDepth<Layout>::right(k_tile + kTileBytes, 0));
-    if (needs_mask(p.band, q0, q1, k0, k0 + kKeys, kv_len)) {
-      hide_scores(weights, TileMask::of(p.band, q0, k0, kv_len), warp_row, 0);
-    }
+    if (!plain.has(tile)) hide_scores(weights, TileMask::of(band, q0, k0, kv_len), warp_row, 0);
 #pragma unroll
     for (int m = 0; m < kPieces; ++m) {
 #pragma unroll

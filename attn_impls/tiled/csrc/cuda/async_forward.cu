@@ -39,11 +39,7 @@ std::tuple<Tensor, Tensor> async_forward(const Tensor& q_given, const Tensor& k_
                                   static_cast<float>(scale * M_LOG2E),
                                   Band::from_diagonals(low, high)};
     with_tile_columns(shape.head_dim, [&](auto constant) {
-      constexpr int columns = decltype(constant)::kValue;
-      using Tiles = AsyncForward<columns>;
-      const int64_t tiles = (shape.q_len + Tiles::kQueries - 1) / Tiles::kQueries;
-      launch(q, shape.batch * shape.heads * tiles, dim3(Tiles::kWarps * kWarp), kAsyncForwardBytes<columns>,
-             async_forward_kernel<T, columns>, params);
+      launch_async_forward<T, AsyncForward<decltype(constant)::kValue>>(q, params);
     });
   });
   return {out, lse};

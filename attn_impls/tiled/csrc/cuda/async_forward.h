@@ -3,6 +3,7 @@
 
 #include "async_tiles.h"
 #include "fragment_softmax.h"
+#include "launch.h"
 #include "params.h"
 #include "query_tile.h"
 #include "shared_tile.h"
@@ -11,16 +12,15 @@
 namespace attn {
 
 // Shared memory: Q [kQueries], then for each stage K [kKeys] and V [kKeys].
-template <int columns>
+template <typename Tiles>
 constexpr int kAsyncForwardBytes =
-    (AsyncForward<columns>::kQueries + 2 * AsyncForward<columns>::kStages * AsyncForward<columns>::kKeys) *
-    Swizzled<columns>::kRowBytes;
+    (Tiles::kQueries + 2 * Tiles::kStages * Tiles::kKeys) * Swizzled<Tiles::kColumns>::kRowBytes;
 
-template <typename T, int columns>
-__global__ void __launch_bounds__(AsyncForward<columns>::kWarps* kWarp, AsyncForward<columns>::kBlocks)
-    async_forward_kernel(ForwardParams<T> p) {
-  using Tiles = AsyncForward<columns>;
+template <typename T, typename Tiles>
+__global__ void __launch_bounds__(Tiles::kWarps* kWarp, Tiles::kBlocks) async_forward_kernel(ForwardParams<T> p) {
+  constexpr int columns = Tiles::kColumns;
   using Layout = Swizzled<columns>;
+  static_assert(Tiles::kStages >= 2);
   constexpr int kThreads = Tiles::kWarps * kWarp, kKeys = Tiles::kKeys, kStages = Tiles::kStages;
   constexpr int kTileBytes = kKeys * Layout::kRowBytes;
   const uint32_t q_tile = shared_memory_start();
@@ -30,7 +30,9 @@ __global__ void __launch_bounds__(AsyncForward<columns>::kWarps* kWarp, AsyncFor
   const auto [batch, head, kv_head, q0, q1] = QueryTile::of_block(p.shape, Tiles::kQueries);
 
   // Tiles of keys are visited from the last to the first: the copy of visit i starts kStages - 1 visits ahead of its use.
-  const TileRange tiles = key_tiles(p.band, q0, q1, kv_len, kKeys);
+  const TileBand band = TileBand::of(p.band);
+  const TileRange tiles = key_tiles(band, q0, q1, kv_len, kKeys);
+  const TileRange plain = plain_key_tiles(band, q0, q1, kv_len, kKeys);
   const int visits = tiles.last - tiles.first;
   const auto start_copies = [&](int visit) {
     if (visit < visits) {
@@ -57,15 +59,13 @@ __global__ void __launch_bounds__(AsyncForward<columns>::kWarps* kWarp, AsyncFor
     wait_for_copies<kStages - 2>();
     __syncthreads();  // the copies of all threads are there, and all are done with the stage that is filled next
     const uint32_t k_tile = stages + visit % kStages * (2 * kTileBytes);
-    const int k0 = (tiles.last - 1 - visit) * kKeys;
+    const int tile = tiles.last - 1 - visit;
 
     Accumulator<Tiles::kRowPieces, kKeys / kChunk> scores;
     scores.clear();
     add_product<T, columns / kPiece>(scores, AlongDepth<Layout>::left(q_tile, warp_row),
                                      AlongDepth<Layout>::right(k_tile, 0));
-    if (needs_mask(p.band, q0, q1, k0, k0 + kKeys, kv_len)) {
-      hide_scores(scores, TileMask::of(p.band, q0, k0, kv_len), warp_row, 0);
-    }
+    if (!plain.has(tile)) hide_scores(scores, TileMask::of(band, q0, tile * kKeys, kv_len), warp_row, 0);
     softmax.take(scores, out, p.scale_log2);
     start_copies(visit + kStages - 1);  // only now, because the scores leave no registers for addresses
     add_product<T, kKeys / kPiece>(out, Held<Tiles::kRowPieces, kKeys / kPiece>::template rounded<T>(scores),
@@ -83,6 +83,14 @@ __global__ void __launch_bounds__(AsyncForward<columns>::kWarps* kWarp, AsyncFor
   store_warp_rows<Layout, Tiles::kWarpRows>(q_tile + warp_row * Layout::kRowBytes,
                                             p.out.row(batch, head, q0 + warp_row), p.out.row_stride,
                                             q1 - q0 - warp_row, head_dim);
+}
+
+// `on` is a tensor of the device to run on.
+template <typename T, typename Tiles>
+void launch_async_forward(const Tensor& on, const ForwardParams<T>& params) {
+  const int64_t tiles = (params.shape.q_len + Tiles::kQueries - 1) / Tiles::kQueries;
+  launch(on, params.shape.batch * params.shape.heads * tiles, dim3(Tiles::kWarps * kWarp), kAsyncForwardBytes<Tiles>,
+         async_forward_kernel<T, Tiles>, params);
 }
 
 }  // namespace attn

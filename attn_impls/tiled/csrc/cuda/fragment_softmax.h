@@ -16,9 +16,14 @@ __device__ inline float quad_sum(float x) {
   return x + __shfl_xor_sync(kAllLanes, x, 2);
 }
 
+// A maximum may fall behind by a factor of 2^kSlack in the weights: exp2 of what exceeds it is far from overflow, and the
+// division by the sum takes the excess out again. So what was summed up before is brought to a new maximum in the first
+// tile of a row and then hardly ever, instead of in every tile (as FlashAttention-4 does, arXiv:2603.05451).
+constexpr float kSlack = 8.0f;
+
 template <int row_pieces>
 struct FragmentSoftmax {
-  float maximum[row_pieces][2];  // of the row's scores so far, before they are scaled
+  float maximum[row_pieces][2];  // of the row's scores so far, before they are scaled, or less by at most the slack
   float sum[row_pieces][2];      // of this lane's weights exp2(scale * (score - maximum)); the quad's is taken at the end
 
   __device__ void clear() {
@@ -26,39 +31,39 @@ struct FragmentSoftmax {
     for (int i = 0; i < row_pieces * 2; ++i) maximum[i / 2][i % 2] = minus_infinity(), sum[i / 2][i % 2] = 0.0f;
   }
 
-  // Turn the scores of a new tile into weights, and bring what was summed up before to the new maximum. The scale is
-  // positive and joins the subtraction in one fused multiply-add.
+  // Turn the scores of a new tile into weights. The scale is positive and joins the subtraction in one fused
+  // multiply-add.
   template <typename Scores, typename Out>
   __device__ void take(Scores& scores, Out& out, float scale_log2) {
+    float highest[row_pieces][2];
+    bool outgrown = false;
 #pragma unroll
     for (int m = 0; m < row_pieces; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        float highest = maximum[m][half];
+        float& x = highest[m][half] = minus_infinity();
 #pragma unroll
         for (int n = 0; n < Scores::kColumnTiles; ++n) {
-          highest = fmaxf(highest, fmaxf(scores.at[m][n][2 * half], scores.at[m][n][2 * half + 1]));
+          x = fmaxf(x, fmaxf(scores.at[m][n][2 * half], scores.at[m][n][2 * half + 1]));
         }
-        highest = quad_max(highest);
-        // While no key was visible, subtract 0: exp2(-inf - 0) is 0, where exp2(-inf - -inf) would be NaN.
-        const float shift = highest == minus_infinity() ? 0.0f : highest * scale_log2;
-        const float rescale = fast_exp2(maximum[m][half] * scale_log2 - shift);
-        maximum[m][half] = highest;
-
-        float total = sum[m][half] * rescale;
+        x = quad_max(x);
+        // From -inf any score is infinitely far; -inf - -inf is NaN, which is not greater.
+        outgrown |= (x - maximum[m][half]) * scale_log2 > kSlack;
+      }
+    }
+    if (__any_sync(kAllLanes, outgrown)) raise(highest, out, scale_log2);
+#pragma unroll
+    for (int m = 0; m < row_pieces; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float subtract = shift(maximum[m][half], scale_log2);
 #pragma unroll
         for (int n = 0; n < Scores::kColumnTiles; ++n) {
 #pragma unroll
           for (int i = 2 * half; i < 2 * half + 2; ++i) {
-            scores.at[m][n][i] = fast_exp2(scores.at[m][n][i] * scale_log2 - shift);
-            total += scores.at[m][n][i];
+            scores.at[m][n][i] = fast_exp2(scores.at[m][n][i] * scale_log2 - subtract);
+            sum[m][half] += scores.at[m][n][i];
           }
-        }
-        sum[m][half] = total;
-#pragma unroll
-        for (int n = 0; n < Out::kColumnTiles; ++n) {
-          out.at[m][n][2 * half] *= rescale;
-          out.at[m][n][2 * half + 1] *= rescale;
         }
       }
     }
@@ -73,6 +78,32 @@ struct FragmentSoftmax {
         const float total = quad_sum(sum[m][half]);
         inverse[m][half] = total == 0.0f ? 0.0f : 1.0f / total;
         log_sum_exp[m][half] = (maximum[m][half] * scale_log2 + log2f(total)) * kLn2;
+      }
+    }
+  }
+
+ private:
+  // While no key was visible, subtract 0: exp2(-inf - 0) is 0, where exp2(-inf - -inf) would be NaN.
+  __device__ static float shift(float maximum, float scale_log2) {
+    return maximum == minus_infinity() ? 0.0f : maximum * scale_log2;
+  }
+
+  // Bring what was summed up before to the new maxima.
+  template <typename Out>
+  __device__ void raise(const float (&highest)[row_pieces][2], Out& out, float scale_log2) {
+#pragma unroll
+    for (int m = 0; m < row_pieces; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float before = maximum[m][half];
+        maximum[m][half] = fmaxf(before, highest[m][half]);
+        const float rescale = fast_exp2(before * scale_log2 - shift(maximum[m][half], scale_log2));
+        sum[m][half] *= rescale;
+#pragma unroll
+        for (int n = 0; n < Out::kColumnTiles; ++n) {
+          out.at[m][n][2 * half] *= rescale;
+          out.at[m][n][2 * half + 1] *= rescale;
+        }
       }
     }
   }

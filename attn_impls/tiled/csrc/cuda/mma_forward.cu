@@ -45,23 +45,21 @@ __global__ void __launch_bounds__(kThreads, 1) mma_forward_kernel(ForwardParams<
   Accumulator<1, columns / kChunk> out;
   out.clear();
 
-  const TileRange tiles = key_tiles(p.band, q0, q1, kv_len, keys);
+  const TileBand band = TileBand::of(p.band);
+  const TileRange tiles = key_tiles(band, q0, q1, kv_len, keys);
+  const TileRange plain = plain_key_tiles(band, q0, q1, kv_len, keys);
   for (int tile = tiles.first; tile < tiles.last; ++tile) {
     const int k0 = tile * keys;
     __syncthreads();  // every warp is done with the tiles before
-    copy_tile<Layout, keys, kThreads>(k_tile, p.k.row(batch, kv_head, k0), p.k.row_stride, kv_len - k0,
-                                      head_dim);
-    copy_tile<Layout, keys, kThreads>(v_tile, p.v.row(batch, kv_head, k0), p.v.row_stride, kv_len - k0,
-                                      head_dim);
+    copy_tile<Layout, keys, kThreads>(k_tile, p.k.row(batch, kv_head, k0), p.k.row_stride, kv_len - k0, head_dim);
+    copy_tile<Layout, keys, kThreads>(v_tile, p.v.row(batch, kv_head, k0), p.v.row_stride, kv_len - k0, head_dim);
     __syncthreads();
 
     Accumulator<1, keys / kChunk> scores;
     scores.clear();
     add_product<T, columns / kPiece>(scores, AlongDepth<Layout>::left(q_tile, warp_row),
                                      AlongDepth<Layout>::right(k_tile, 0));
-    if (needs_mask(p.band, q0, q1, k0, k0 + keys, kv_len)) {
-      hide_scores(scores, TileMask::of(p.band, q0, k0, kv_len), warp_row, 0);
-    }
+    if (!plain.has(tile)) hide_scores(scores, TileMask::of(band, q0, k0, kv_len), warp_row, 0);
     softmax.take(scores, out, p.scale_log2);
     add_product<T, keys / kPiece>(out, Held<1, keys / kPiece>::template rounded<T>(scores),
                                   AcrossDepth<Layout>::right(v_tile, 0));

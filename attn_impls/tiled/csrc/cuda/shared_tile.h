@@ -46,9 +46,9 @@ struct Swizzled {
 
 // Call body(offset, numbers, whether the chunk lies inside) for all chunks of a tile [tile_rows, Layout::kColumns],
 // shared out to `threads` threads so that neighbours take neighbouring chunks. The chunk lies at `offset` in the tile and
-// at `numbers` in global memory, of which the tile sees `rows` rows of `head_dim` numbers from `first` on. The chunks are taken in groups of a
-// power of two, so that a thread keeps its place in the group from turn to turn, and the pointer walks: as many
-// pointers as there are turns would be kept in registers from tile to tile.
+// at `numbers` in global memory, of which the tile sees `rows` rows of `head_dim` numbers from `first` on. The chunks are
+// taken in groups of a power of two, so that a thread keeps its place in the group from turn to turn, and the pointer
+// walks: as many pointers as there are turns would be kept in registers from tile to tile.
 template <typename Layout, int tile_rows, int threads, typename T, typename Body>
 __device__ inline void for_each_chunk(int thread, T* first, int64_t row_stride, int rows, int head_dim,
                                       const Body& body) {
@@ -71,9 +71,15 @@ __device__ inline void for_each_chunk(int thread, T* first, int64_t row_stride, 
   }
 }
 
-// Start to copy `rows` rows from global memory to a tile; what lies outside becomes 0.
+// Start to copy `rows` rows from global memory to a tile; what lies outside becomes 0. A tile that nothing lies outside of
+// is copied without the tests, which take as many instructions again as the copies.
 template <typename Layout, int tile_rows, int threads, typename T>
 __device__ inline void start_tile_copy(uint32_t tile, const T* from, int64_t row_stride, int rows, int head_dim) {
+  if (rows >= tile_rows && head_dim == Layout::kColumns) {
+    return for_each_chunk<Layout, tile_rows, threads>(
+        thread_read_anew(), from, row_stride, rows, head_dim,
+        [&](uint32_t offset, const T* numbers, bool) { start_copy(tile + offset, numbers); });
+  }
   for_each_chunk<Layout, tile_rows, threads>(
       thread_read_anew(), from, row_stride, rows, head_dim, [&](uint32_t offset, const T* numbers, bool inside) {
         start_copy(tile + offset, inside ? numbers : from, inside);

@@ -3,11 +3,11 @@
 
 #include "launch.h"
 #include "params.h"
+#include "tile_mask.h"
 
 namespace attn {
 
 constexpr int kMostTensorCoreHeadDim = 256;
-constexpr int64_t kMostRows = int64_t{1} << 30;
 
 // Positions are 32-bit numbers in these kernels, offsets in memory are 64-bit ones.
 inline void check_tensor_core_inputs(const Tensor& q, const Tensor& k) {

@@ -7,33 +7,64 @@
 
 namespace attn {
 
+constexpr int kFarthest = 1 << 30;           // no diagonal of a problem lies as far out
+constexpr int kMostRows = kFarthest - 1024;  // of a head, so that sums of a diagonal and a position stay 32-bit numbers
+
+// A Band in 32-bit numbers, which loops can afford to compute with.
+struct TileBand {
+  int low, high;
+
+  ATTN_HOST_DEVICE static TileBand of(const Band& band) { return {near(band.low), near(band.high)}; }
+
+ private:
+  ATTN_HOST_DEVICE static int near(int64_t x) {
+    return static_cast<int>(x < -kFarthest ? -kFarthest : x > kFarthest ? kFarthest : x);
+  }
+};
+
 // Tiles [first, last) of a sequence; empty where first >= last.
 struct TileRange {
   int first, last;
+
+  ATTN_HOST_DEVICE bool has(int tile) const { return first <= tile && tile < last; }
 };
 
-// The tiles of `tile` numbers, out of [0, length), that meet [begin, end).
-ATTN_HOST_DEVICE inline TileRange tiles_that_meet(int64_t begin, int64_t end, int64_t length, int tile) {
+// The tiles of `tile` numbers, out of [0, length), that meet [begin, end), and those that lie in it.
+ATTN_HOST_DEVICE inline TileRange tiles_that_meet(int begin, int end, int length, int tile) {
   if (begin < 0) begin = 0;
   if (end > length) end = length;
   if (begin >= end) return {0, 0};
-  return {static_cast<int>(begin) / tile, (static_cast<int>(end) + tile - 1) / tile};
+  return {begin / tile, (end + tile - 1) / tile};
+}
+ATTN_HOST_DEVICE inline TileRange tiles_within(int begin, int end, int length, int tile) {
+  if (begin < 0) begin = 0;
+  if (end > length) end = length;
+  if (begin >= end) return {0, 0};
+  return {(begin + tile - 1) / tile, end / tile};
 }
 
-// The key tiles that some query of [q0, q1) sees, and the query tiles that see some key of [k0, k1).
-ATTN_HOST_DEVICE inline TileRange key_tiles(const Band& band, int64_t q0, int64_t q1, int64_t kv_len, int tile) {
+// The key tiles that some query of [q0, q1) sees, and those that all of them see whole.
+ATTN_HOST_DEVICE inline TileRange key_tiles(TileBand band, int q0, int q1, int kv_len, int tile) {
   return tiles_that_meet(q0 + band.low, q1 + band.high, kv_len, tile);
 }
-ATTN_HOST_DEVICE inline TileRange query_tiles(const Band& band, int64_t k0, int64_t k1, int64_t q_len, int tile) {
+ATTN_HOST_DEVICE inline TileRange plain_key_tiles(TileBand band, int q0, int q1, int kv_len, int tile) {
+  return tiles_within(q1 - 1 + band.low, q0 + 1 + band.high, kv_len, tile);
+}
+// The query tiles that see some key of [k0, k1), and those of whose queries all see all of these keys, or would if there
+// were as many queries as the tile has rows.
+ATTN_HOST_DEVICE inline TileRange query_tiles(TileBand band, int k0, int k1, int q_len, int tile) {
   return tiles_that_meet(k0 - band.high, k1 - band.low, q_len, tile);
 }
+ATTN_HOST_DEVICE inline TileRange plain_query_tiles(TileBand band, int k0, int k1, int q_len, int tile) {
+  return tiles_within(k1 - 1 - band.high, k0 + 1 - band.low, q_len + tile - 1, tile);
+}
 
-// The mask of the tile from query q0 and key k0 on, in the tile's own small numbers.
+// The mask of the tile from query q0 and key k0 on, in the tile's own numbers.
 struct TileMask {
   int low, high, keys;
 
-  ATTN_HOST_DEVICE static TileMask of(const Band& band, int64_t q0, int64_t k0, int64_t kv_len) {
-    return {small(band.low + q0 - k0), small(band.high + q0 - k0), small(kv_len - k0)};
+  ATTN_HOST_DEVICE static TileMask of(TileBand band, int q0, int k0, int kv_len) {
+    return {band.low + (q0 - k0), band.high + (q0 - k0), kv_len - k0};
   }
   ATTN_HOST_DEVICE bool sees(int query, int key) const {
     return low <= key - query && key - query <= high && key < keys;
@@ -43,19 +74,7 @@ struct TileMask {
   ATTN_HOST_DEVICE TileMask from(int query, int key) const {
     return {low - (key - query), high - (key - query), keys - key};
   }
-
- private:
-  ATTN_HOST_DEVICE static int small(int64_t x) {
-    constexpr int64_t kBeyondTiles = 1 << 20;
-    return static_cast<int>(x < -kBeyondTiles ? -kBeyondTiles : x > kBeyondTiles ? kBeyondTiles : x);
-  }
 };
-
-// Whether some pair of the tile is hidden, by the band or by the end of the keys.
-ATTN_HOST_DEVICE inline bool needs_mask(const Band& band, int64_t q0, int64_t q1, int64_t k0, int64_t k1,
-                                        int64_t kv_len) {
-  return k1 > kv_len || !band.shows_tile(q0, q1, k0, k1);
-}
 
 // Put -inf where the mask hides a score. The accumulator begins at (row, column) of the tile; its rows are queries, or
 // keys where it is `transposed`.

@@ -101,6 +101,14 @@ struct Held {
   }
 };
 
+// The A [16 * row_pieces, Layout::kColumns] that begins at `row` of a tile: read once and held, or read for each product.
+template <typename Layout, int row_pieces, bool held>
+__device__ inline auto left_factor(uint32_t tile, int row) {
+  const auto in_tile = AlongDepth<Layout>::left(tile, row);
+  if constexpr (held) return Held<row_pieces, Layout::kColumns / kPiece>::loaded(in_tile);
+  else return in_tile;
+}
+
 // c += a * b over `depth_pieces` * 16 of depth.
 template <typename T, int depth_pieces, typename C, typename A, typename B>
 __device__ inline void add_product(C& c, const A& a, const B& b) {
