@@ -32,6 +32,8 @@ PROBLEMS = [
     Problem(1, 1, 1, 200, 40, 8, "fp16", Mask("window", 3, 2)),
     Problem(1, 4, 2, 1, 300, 64, "fp16", CAUSAL),
     Problem(1, 1, 1, 130, 260, 128, "bf16", CAUSAL),
+    Problem(1, 2, 1, 128, 192, 64, "fp16", Mask("window", 1 << 40, 1 << 40)),  # whole tiles only, none masked
+    Problem(1, 1, 1, 20, 190, 64, "bf16", TOP_LEFT),  # no query sees the last tiles
     Problem(0, 2, 2, 5, 5, 8, "bf16", CAUSAL),
 ]
 FAMILIES = pytest.mark.parametrize("name", ["mma", "async"])
@@ -103,16 +105,19 @@ def assert_right(
     assert out.dtype == qkv[0].dtype
     assert out.transpose(1, 2).is_contiguous()
     torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-4, atol=1e-4)
-    pairs = [(out, expected)]
+    assert_near(out, expected)
     if backward:
         got = gradients(out, lse, qkv, use_lse)
-        pairs += zip(got, gradients(expected, expected_lse, wide, use_lse), strict=True)
-    tolerance = 4 * torch.finfo(out.dtype).eps
-    for x, y in pairs:
-        assert x.shape == y.shape
-        if y.numel():
-            size = max(1.0, y.detach().abs().max().item())
-            torch.testing.assert_close(x.double(), y, rtol=tolerance, atol=tolerance * size)
+        for x, y in zip(got, gradients(expected, expected_lse, wide, use_lse), strict=True):
+            assert_near(x, y)
+
+
+def assert_near(x: torch.Tensor, y: torch.Tensor) -> None:
+    tolerance = 4 * torch.finfo(x.dtype).eps
+    assert x.shape == y.shape
+    if y.numel():
+        size = max(1.0, y.detach().abs().max().item())
+        torch.testing.assert_close(x.double(), y, rtol=tolerance, atol=tolerance * size)
 
 
 def dtype_of(problem: Problem) -> torch.dtype:
@@ -147,6 +152,52 @@ def test_rows_that_are_not_aligned_are_copied(emulated: dict[str, Family], name:
     qkv = tuple(torch.randn(1, 1, 20, 17, dtype=torch.bfloat16)[..., 1:] for _ in range(3))
     out, lse = ops.attention(emulated[name], *qkv, problem.softmax_scale, *ops.diagonals(CAUSAL, 20, 20))
     assert_right(out, lse, qkv, problem, backward=False)
+
+
+@FAMILIES
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_maxima_that_grow_from_tile_to_tile(emulated: dict[str, Family], name: str, head_dim: int) -> None:
+    """What was summed up before a much larger score must be brought to it, in whichever order tiles are visited."""
+    problem = Problem(1, 1, 1, 40, 260, head_dim, "fp16", FULL)
+    q, k, v = inputs(problem, "cpu", torch.float16)
+    with torch.no_grad():
+        k *= torch.linspace(-8, 8, 260).abs()[:, None]
+    out, lse = ops.attention(emulated[name], q, k, v, problem.softmax_scale, *ops.diagonals(FULL, 40, 260))
+    assert_right(out, lse, (q, k, v), problem, backward=emulated[name].backward)
+
+
+def test_heads_that_share_memory_and_a_gradient_of_one_number(emulated: dict[str, Family]) -> None:
+    problem = Problem(1, 3, 3, 70, 66, 64, "bf16", CAUSAL)
+    q = torch.randn(1, 70, 3, 64).bfloat16().transpose(1, 2).requires_grad_()
+    k, v = (torch.randn(1, 1, 66, 64).bfloat16().expand(1, 3, 66, 64).requires_grad_() for _ in range(2))
+    out, _ = ops.attention(emulated["async"], q, k, v, problem.softmax_scale, *ops.diagonals(CAUSAL, 70, 66))
+    wide = tuple(x.detach().double().requires_grad_() for x in (q, k, v))
+    expected = tiled_torch(*wide, problem)
+    for x, y in zip(torch.autograd.grad(out.sum(), (q, k, v)), torch.autograd.grad(expected.sum(), wide), strict=True):
+        assert_near(x, y)
+
+
+@pytest.mark.parametrize("problem", [PROBLEMS[0], PROBLEMS[4]], ids=lambda problem: problem.id)
+def test_nothing_is_read_before_it_is_written(emulated: dict[str, Family], problem: Problem) -> None:
+    """Deterministic mode makes torch fill what it allocates with NaN; the operators are called past autograd."""
+    qkv = inputs(problem, "cpu", dtype_of(problem))
+    rest = (problem.softmax_scale, *ops.diagonals(problem.mask, problem.q_len, problem.kv_len))
+    ops.load(emulated["async"])
+    operators = torch.ops.attn_tiled
+    wide = tuple(x.detach().double().requires_grad_() for x in qkv)
+    expected = tiled_torch(*wide, problem)
+    dout = torch.randn(expected.shape).to(qkv[0])
+    q, k, v = (x.detach() for x in qkv)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(4).isnan().all()
+        out, lse = operators.emulated_async_forward(q, k, v, *rest)
+        grads = operators.emulated_async_backward(dout, q, k, v, out, lse, None, *rest)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_near(out, expected)
+    for x, y in zip(grads, torch.autograd.grad(expected, wide, dout.double()), strict=True):
+        assert_near(x, y)
 
 
 @FAMILIES

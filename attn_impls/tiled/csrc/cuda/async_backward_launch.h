@@ -7,6 +7,12 @@
 
 namespace attn {
 
+template <typename T>
+void launch_async_backward_prepare(const Tensor& on, const BackwardParams<T>& params) {
+  const int64_t rows = params.shape.batch * params.shape.heads * params.padded;
+  launch(on, rows / kRowsABlock, dim3(kElementwiseThreads), 0, async_backward_prepare_kernel<T>, params);
+}
+
 template <typename T, typename Blocks, int parts>
 void launch_async_backward_keys(const Tensor& on, const BackwardParams<T>& params) {
   const int64_t tiles = (params.shape.kv_len + Blocks::kKeys - 1) / Blocks::kKeys;
@@ -21,31 +27,31 @@ void launch_async_backward_queries(const Tensor& on, const BackwardParams<T>& pa
          kAsyncBackwardQueriesBytes<Tiles>, async_backward_queries_kernel<T, Tiles>, params);
 }
 
-// All that a backward pass needs, with these tiles.
-template <typename T, typename Blocks, typename Queries>
-void launch_async_backward_tiles(const Tensor& on, const BackwardParams<T>& params) {
-  const int64_t rows = params.shape.batch * params.shape.heads * params.padded;
-  launch(on, rows / kRowsABlock, dim3(kElementwiseThreads), 0, async_backward_prepare_kernel<T>, params);
-  if constexpr (Blocks::kSplit) {
-    launch_async_backward_keys<T, Blocks, kDv>(on, params);
-    launch_async_backward_keys<T, Blocks, kDk>(on, params);
-    launch_async_backward_queries<T, Queries>(on, params);
-  } else if (params.dq_sum == nullptr) {
-    launch_async_backward_keys<T, Blocks, kDk | kDv>(on, params);
-    launch_async_backward_queries<T, Queries>(on, params);
-  } else {
-    launch_async_backward_keys<T, Blocks, kDk | kDv | kDq>(on, params);
-    const int64_t threads = rows / 2 * (Blocks::kColumns / kChunk);
-    launch(on, (threads + kElementwiseThreads - 1) / kElementwiseThreads, dim3(kElementwiseThreads), 0,
-           async_backward_convert_kernel<T, Blocks::kColumns>, params);
-  }
+template <typename T, int columns>
+void launch_async_backward_convert(const Tensor& on, const BackwardParams<T>& params) {
+  const int64_t rows = params.shape.batch * params.shape.heads * params.padded, threads = rows / 2 * (columns / kChunk);
+  launch(on, (threads + kElementwiseThreads - 1) / kElementwiseThreads, dim3(kElementwiseThreads), 0,
+         async_backward_convert_kernel<T, columns>, params);
 }
 
 template <typename T>
 void launch_async_backward(const Tensor& on, const BackwardParams<T>& params) {
+  launch_async_backward_prepare(on, params);
   with_tile_columns(params.shape.head_dim, [&](auto constant) {
     constexpr int columns = decltype(constant)::kValue;
-    launch_async_backward_tiles<T, AsyncBackward<columns>, AsyncBackwardQueries<columns>>(on, params);
+    using Apart = AsyncBackwardApart<columns>;
+    using Queries = AsyncBackwardQueries<columns>;
+    if constexpr (Apart::kSplit) {
+      launch_async_backward_keys<T, Apart, kDv>(on, params);
+      launch_async_backward_keys<T, Apart, kDk>(on, params);
+      launch_async_backward_queries<T, Queries>(on, params);
+    } else if (params.dq_sum == nullptr) {
+      launch_async_backward_keys<T, Apart, kDk | kDv>(on, params);
+      launch_async_backward_queries<T, Queries>(on, params);
+    } else {
+      launch_async_backward_keys<T, AsyncBackward<columns>, kDk | kDv | kDq>(on, params);
+      launch_async_backward_convert<T, columns>(on, params);
+    }
   });
 }
 

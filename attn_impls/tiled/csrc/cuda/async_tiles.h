@@ -55,13 +55,19 @@ struct AsyncBackward<32> : KeyBlocks<32, 2, 4, 64, 32, 2, 16, 2, true, true> {};
 template <>
 struct AsyncBackward<64> : KeyBlocks<64, 2, 4, 64, 32, 2, 32, 2, false, false> {};
 template <>
-struct AsyncBackward<96> : KeyBlocks<96, 1, 8, 64, 16, 4, 16, 1, false, false> {};
+struct AsyncBackward<96> : KeyBlocks<96, 1, 8, 64, 16, 4, 48, 1, false, false> {};
 template <>
 struct AsyncBackward<128> : KeyBlocks<128, 1, 8, 64, 32, 2, 32, 1, true, false> {};
 template <>
 struct AsyncBackward<192> : KeyBlocks<192, 1, 4, 32, 32, 2, 32, 1, false, false> {};
 template <>
 struct AsyncBackward<256> : KeyBlocks<256, 1, 4, 32, 32, 2, 32, 1, false, false> {};
+
+// The same for dK and dV without dQ, a kernel that needs other registers.
+template <int columns>
+struct AsyncBackwardApart : AsyncBackward<columns> {};
+template <>
+struct AsyncBackwardApart<64> : KeyBlocks<64, 2, 4, 64, 16, 2, 32, 2, false, false> {};
 
 // Backward, a block of queries, for the deterministic dQ and the split one.
 template <int columns>
