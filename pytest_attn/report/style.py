@@ -41,6 +41,8 @@ _KNOWN: dict[str, Look] = {
     "tiled-cpu": Look("#117733", "#4db56d", "D", _SOLID),
     "tiled-torch": Look("#aa4499", "#d877c8", "h", _DASHED),
     "tiled-smem": Look("#c03545", "#ee7281", "p", _SOLID),
+    "tiled-mma": Look("#00687a", "#39b5cc", "v", _DASHED),
+    "tiled-async": Look("#1f3fbf", "#8098ff", "*", _SOLID),
 }
 
 _SPARE_COLOURS = (

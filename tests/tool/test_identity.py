@@ -51,6 +51,12 @@ FAMILIES = {
     ),
     "flex": ("triton_tem_fused_flex_attention_0", "triton_tem_fused_flex_attention_backward_1"),
     "tiled-smem": ("void attn::(anonymous namespace)::smem_forward_kernel<__half>(attn::Arguments)",),
+    "tiled-mma": ("void attn::(anonymous namespace)::mma_forward_kernel<__half, 64>(attn::ForwardParams<__half>)",),
+    "tiled-async": (
+        "void attn::async_forward_kernel<__nv_bfloat16, attn::AsyncForward<64> >(attn::ForwardParams<__nv_bfloat16>)",
+        "void attn::async_backward_prepare_kernel<__nv_bfloat16>(attn::BackwardParams<__nv_bfloat16>)",
+        "void attn::async_backward_keys_kernel<__nv_bfloat16, attn::AsyncBackward<64>, 7>(attn::BackwardParams<...",
+    ),
 }
 CLAIMS = sorted(FAMILIES)
 # What runs beside each of them, and proves nothing.

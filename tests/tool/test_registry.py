@@ -28,7 +28,7 @@ def test_ours_in_the_order_of_charts() -> None:
     names = list(registry)
     first = ["naive", "sdpa-math", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "flash-attn", "flash-attn-4", "flex"]
     assert names[: len(first)] == first
-    assert {"tiled-torch", "tiled-seq", "tiled-cpu", "tiled-smem"} <= set(names)
+    assert {"tiled-torch", "tiled-seq", "tiled-cpu", "tiled-smem", "tiled-mma", "tiled-async"} <= set(names)
     assert all(name == impl.name and impl.summary for name, impl in registry.items())
     assert len(registry) == len(names)
 

@@ -89,6 +89,13 @@ struct KeyBlockMemory {
   static constexpr int kBytes = kDs + ((parts & kDq) != 0 ? Blocks::kKeys * DsLayout::kRowBytes : 0);
 };
 
+// The copies and additions of compute capability 9.0 are done in fewer registers. Before it, held keys would be spilled.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+constexpr bool kRegistersSuffice = true;
+#else
+constexpr bool kRegistersSuffice = false;
+#endif
+
 // dK and dV of one tile of keys, and its share of every query's dQ.
 template <typename T, typename Blocks, int parts>
 __global__ void __launch_bounds__(Blocks::kWarps* kWarp, Blocks::kBlocks)
@@ -151,8 +158,8 @@ __global__ void __launch_bounds__(Blocks::kWarps* kWarp, Blocks::kBlocks)
   dv.clear();
   wait_for_copies<0>();
   __syncthreads();
-  const auto keys = left_factor<Layout, kPieces, Blocks::kHoldsKeys>(k_tile, warp_row);
-  const auto values = left_factor<Layout, kPieces, Blocks::kHoldsValues>(v_tile, warp_row);
+  const auto keys = left_factor<Layout, kPieces, Blocks::kHoldsKeys && kRegistersSuffice>(k_tile, warp_row);
+  const auto values = left_factor<Layout, kPieces, Blocks::kHoldsValues && kRegistersSuffice>(v_tile, warp_row);
 
   for (uint32_t stage = 0; head < end; stage = Memory::kStage - stage) {
     start_copies(Memory::kStage - stage);

@@ -68,6 +68,8 @@ template <int columns>
 struct AsyncBackwardApart : AsyncBackward<columns> {};
 template <>
 struct AsyncBackwardApart<64> : KeyBlocks<64, 2, 4, 64, 16, 2, 32, 2, false, false> {};
+template <>
+struct AsyncBackwardApart<128> : KeyBlocks<128, 1, 8, 64, 32, 2, 32, 1, false, false> {};
 
 // Backward, a block of queries, for the deterministic dQ and the split one.
 template <int columns>

@@ -31,10 +31,16 @@ struct FragmentSoftmax {
     for (int i = 0; i < row_pieces * 2; ++i) maximum[i / 2][i % 2] = minus_infinity(), sum[i / 2][i % 2] = 0.0f;
   }
 
-  // Turn the scores of a new tile into weights. The scale is positive and joins the subtraction in one fused
-  // multiply-add.
+  // Turn the scores of a new tile into weights.
   template <typename Scores, typename Out>
   __device__ void take(Scores& scores, Out& out, float scale_log2) {
+    follow(scores, out, scale_log2);
+    weigh<0, Scores::kColumnTiles>(scores, scale_log2);
+  }
+
+  // Bring the maxima, and what was summed up before, to the scores of a new tile.
+  template <typename Scores, typename Out>
+  __device__ void follow(const Scores& scores, Out& out, float scale_log2) {
     float highest[row_pieces][2];
     bool outgrown = false;
 #pragma unroll
@@ -52,13 +58,19 @@ struct FragmentSoftmax {
       }
     }
     if (__any_sync(kAllLanes, outgrown)) raise(highest, out, scale_log2);
+  }
+
+  // Turn column tiles [first, last) of these scores into weights and sum them up. The scale is positive and joins the
+  // subtraction in one fused multiply-add.
+  template <int first, int last, typename Scores>
+  __device__ void weigh(Scores& scores, float scale_log2) {
 #pragma unroll
     for (int m = 0; m < row_pieces; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float subtract = shift(maximum[m][half], scale_log2);
 #pragma unroll
-        for (int n = 0; n < Scores::kColumnTiles; ++n) {
+        for (int n = first; n < last; ++n) {
 #pragma unroll
           for (int i = 2 * half; i < 2 * half + 2; ++i) {
             scores.at[m][n][i] = fast_exp2(scores.at[m][n][i] * scale_log2 - subtract);
