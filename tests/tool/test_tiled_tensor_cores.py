@@ -247,6 +247,23 @@ class TestOnTheGPU:
             torch.use_deterministic_algorithms(False)
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
+    def test_offsets_past_32_bits(self) -> None:
+        """k and v have 2.7e9 numbers each; the last head lies past the first 2^31 of them."""
+        q = (
+            torch.randn(1, 40, 1, 64, device="cuda", dtype=torch.bfloat16) * 6
+        )  # few keys have weight, so sums are not small
+        k, v = (torch.randn(1, 40, 1 << 20, 64, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        problem = Problem(1, 40, 40, 1, 1 << 20, 64, "bf16", FULL)
+        qkv = tuple(x.requires_grad_() for x in (q, k, v))
+        dout = torch.randn_like(q)
+        out = tiled_async(*qkv, problem)
+        got = [out, tiled_mma(*(x.detach() for x in qkv), problem), *torch.autograd.grad(out, qkv, dout)]
+        last = tuple(x[:, -1:].detach().double().requires_grad_() for x in qkv)
+        expected = (last[0] @ last[1].mT * problem.softmax_scale).softmax(-1) @ last[2]
+        wanted = [expected, expected, *torch.autograd.grad(expected, last, dout[:, -1:].double())]
+        for x, y in zip(got, wanted, strict=True):
+            assert (x[:, -1:] - y).abs().max() <= 2e-2 * y.abs().max()
+
     def test_opcheck(self) -> None:
         problem = PROBLEMS[0]
         qkv = inputs(problem, "cuda", torch.bfloat16)

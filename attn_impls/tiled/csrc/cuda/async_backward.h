@@ -17,9 +17,12 @@ constexpr int kElementwiseThreads = kRowThreads * kRowsABlock;
 // lse_log2 and delta from dout, out, lse and dlse.
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads) async_backward_prepare_kernel(BackwardParams<T> p) {
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kRowsABlock + threadIdx.x / kRowThreads;
-  const int64_t row = index % p.padded, batch_head = index / p.padded;
-  const int64_t batch = batch_head / p.shape.heads, head = batch_head % p.shape.heads;
+  static_assert(kPaddedRows % kRowsABlock == 0);
+  const int blocks_a_head = p.padded / kRowsABlock, heads = static_cast<int>(p.shape.heads);
+  const int batch_head = static_cast<int>(blockIdx.x) / blocks_a_head, batch = batch_head / heads;
+  const int head = batch_head % heads;
+  const int row = static_cast<int>(blockIdx.x) % blocks_a_head * kRowsABlock + threadIdx.x / kRowThreads;
+  const int64_t index = static_cast<int64_t>(batch_head) * p.padded + row;
   const int lane = threadIdx.x % kRowThreads;
   const bool exists = row < p.shape.q_len;
 
@@ -39,7 +42,7 @@ __global__ void __launch_bounds__(kElementwiseThreads) async_backward_prepare_ke
   for (int step = 1; step < kRowThreads; step *= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
   if (lane != 0) return;
 
-  const int64_t from = batch_head * p.shape.q_len + row;
+  const int64_t from = static_cast<int64_t>(batch_head) * p.shape.q_len + row;
   const float lse = exists ? p.lse[from] : minus_infinity();
   const bool sees = lse != minus_infinity();
   p.lse_log2[index] = sees ? lse / kLn2 : -minus_infinity();
@@ -53,8 +56,9 @@ __global__ void __launch_bounds__(kElementwiseThreads) async_backward_convert_ke
   constexpr int kChunks = columns / kChunk;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kElementwiseThreads + threadIdx.x;
   const int chunk = static_cast<int>(index % kChunks), g = static_cast<int>(index / kChunks % 8);
-  const int64_t piece = index / kChunks / 8, batch_head = piece * kPiece / p.padded;
-  const int64_t row = piece * kPiece % p.padded + g;
+  const int64_t piece = index / (kChunks * 8);
+  const int pieces_a_head = p.padded / kPiece, batch_head = static_cast<int>(piece) / pieces_a_head;
+  const int row = static_cast<int>(piece) % pieces_a_head * kPiece + g, heads = static_cast<int>(p.shape.heads);
   if (batch_head >= p.shape.batch * p.shape.heads || chunk * kChunk >= p.shape.head_dim) return;
   const float4* from = reinterpret_cast<const float4*>(p.dq_sum) + (piece * kChunks + chunk) * kWarp + g * 4;
   uint32_t upper[4], lower[4];
@@ -64,7 +68,7 @@ __global__ void __launch_bounds__(kElementwiseThreads) async_backward_convert_ke
     upper[i] = pack<T>(x.x * p.scale, x.y * p.scale);
     lower[i] = pack<T>(x.z * p.scale, x.w * p.scale);
   }
-  T* to = p.dq.row(batch_head / p.shape.heads, batch_head % p.shape.heads, row) + chunk * kChunk;
+  T* to = p.dq.row(batch_head / heads, batch_head % heads, row) + chunk * kChunk;
   if (row < p.shape.q_len) *reinterpret_cast<uint4*>(to) = uint4{upper[0], upper[1], upper[2], upper[3]};
   to += 8 * p.dq.row_stride;
   if (row + 8 < p.shape.q_len) *reinterpret_cast<uint4*>(to) = uint4{lower[0], lower[1], lower[2], lower[3]};
@@ -171,33 +175,43 @@ __global__ void __launch_bounds__(Blocks::kWarps* kWarp, Blocks::kBlocks)
 
 #pragma unroll
     for (int first = 0; first < kQueries; first += kStep) {
-      // Transposed: rows are keys, columns are queries.
-      Accumulator<kPieces, kStep / kChunk> weights;
+      // Transposed: rows are keys, columns are queries. The weights are taken while the tensor cores compute dO V^T.
+      constexpr int kTiles = kStep / kChunk;
+      Accumulator<kPieces, kTiles> weights;
       weights.clear();
       add_product<T, columns / kPiece>(weights, keys, AlongDepth<Layout>::right(q_tile, first));
       if (masked) hide_scores<true>(weights, TileMask::of(band, q0, k0, kv_len), warp_row, first);
+      const auto weigh = [&](int from, int to) {
 #pragma unroll
-      for (int n = 0; n < kStep / kChunk; ++n) {
-        const float2 lse = load_shared_two_floats(row_numbers + (first + n * kChunk) * 4);
+        for (int n = from; n < to; ++n) {
+          const float2 lse = load_shared_two_floats(row_numbers + (first + n * kChunk) * 4);
 #pragma unroll
-        for (int m = 0; m < kPieces; ++m) {
+          for (int m = 0; m < kPieces; ++m) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            float& x = weights.at[m][n][i];
-            x = fast_exp2(x * p.scale_log2 - (i % 2 == 0 ? lse.x : lse.y));
+            for (int i = 0; i < 4; ++i) {
+              float& x = weights.at[m][n][i];
+              x = fast_exp2(x * p.scale_log2 - (i % 2 == 0 ? lse.x : lse.y));
+            }
           }
         }
+      };
+      Accumulator<kPieces, kTiles> ds;
+      ds.clear();
+      if constexpr (Memory::kNeedsDs) {
+        constexpr int kDepth = columns / kPiece;
+        add_product<T, kDepth>(ds, values, AlongDepth<Layout>::right(do_tile, first), [&](auto piece) {
+          weigh(piece * kTiles / kDepth, (piece + 1) * kTiles / kDepth);
+        });
+      } else {
+        weigh(0, kTiles);
       }
       if constexpr ((parts & kDv) != 0) {
         add_product<T, kStep / kPiece>(dv, Held<kPieces, kStep / kPiece>::template rounded<T>(weights),
                                        AcrossDepth<Layout>::right(do_tile + first * Layout::kRowBytes, 0));
       }
       if constexpr (Memory::kNeedsDs) {
-        Accumulator<kPieces, kStep / kChunk> ds;
-        ds.clear();
-        add_product<T, columns / kPiece>(ds, values, AlongDepth<Layout>::right(do_tile, first));
 #pragma unroll
-        for (int n = 0; n < kStep / kChunk; ++n) {
+        for (int n = 0; n < kTiles; ++n) {
           const float2 delta = load_shared_two_floats(row_numbers + Memory::kRowNumbers + (first + n * kChunk) * 4);
 #pragma unroll
           for (int m = 0; m < kPieces; ++m) {

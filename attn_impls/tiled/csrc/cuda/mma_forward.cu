@@ -4,8 +4,8 @@
 //        numbers; ldmatrix brings them to the registers in the layout that mma.sync multiplies. The scores come out of
 //        the first product as C fragments, become weights in place, and, rounded to 16 bits, are the A fragments of the
 //        second product. Rows of the tiles are padded by 16 bytes against bank conflicts.
-// Why:   an H100 does about 60 times as much arithmetic on 16-bit tensor cores as on fp32 units without them; one
-//        instruction multiplies 16 x 16 by 16 x 8 numbers.
+// Why:   an H100's tensor cores do about 15 times as much arithmetic on 16-bit numbers as its other units do on fp32;
+//        one instruction multiplies 16 x 16 by 16 x 8 numbers.
 // Limit: waiting. A tile is loaded, then used, then the next is loaded: the tensor cores stand still while memory
 //        answers. 16 queries a warp read every key from shared memory for only 16 rows of result. The next rung copies
 //        ahead of its use and gives a warp 32 queries.

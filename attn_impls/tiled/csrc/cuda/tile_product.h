@@ -1,6 +1,8 @@
 // Products of tiles by one warp: accumulator += A * B, in pieces of 16 x 16, from shared memory or from registers.
 #pragma once
 
+#include <type_traits>
+
 #include "fragments.h"
 #include "ptx.h"
 #include "shared_tile.h"
@@ -109,12 +111,12 @@ __device__ inline auto left_factor(uint32_t tile, int row) {
   else return in_tile;
 }
 
-// c += a * b over `depth_pieces` * 16 of depth.
-template <typename T, int depth_pieces, typename C, typename A, typename B>
-__device__ inline void add_product(C& c, const A& a, const B& b) {
+// c += a * b over `depth_pieces` * 16 of depth. After each 16 of it, between(std::integral_constant<int, piece>{}) may do
+// work on other numbers, which then takes turns with the tensor cores' instead of waiting for it.
+template <typename T, int depth_pieces, int k = 0, typename C, typename A, typename B, typename Between>
+__device__ inline void add_product(C& c, const A& a, const B& b, const Between& between) {
   static_assert(C::kColumnTiles % 2 == 0);
-#pragma unroll
-  for (int k = 0; k < depth_pieces; ++k) {
+  if constexpr (k < depth_pieces) {
     uint32_t left[C::kRowPieces][4];
 #pragma unroll
     for (int m = 0; m < C::kRowPieces; ++m) a.load(m, k, left[m]);
@@ -128,7 +130,13 @@ __device__ inline void add_product(C& c, const A& a, const B& b) {
         multiply_add<T>(c.at[m][2 * n + 1], left[m], right[2], right[3]);
       }
     }
+    between(std::integral_constant<int, k>{});
+    add_product<T, depth_pieces, k + 1>(c, a, b, between);
   }
+}
+template <typename T, int depth_pieces, typename C, typename A, typename B>
+__device__ inline void add_product(C& c, const A& a, const B& b) {
+  add_product<T, depth_pieces>(c, a, b, [](auto) {});
 }
 
 // Store what a warp holds as an A into a tile, from (row, 8 * chunk) on.
