@@ -1,10 +1,12 @@
 // CUDA's words in plain C++, included before every file of a kernel: a thread block runs as fibers on one CPU thread.
 //
 // A warp runs until each of its lanes waits at __syncthreads, and only then does the next warp start, so that a missing
-// barrier reads what is not there yet, or what the next copy has overwritten. Shared memory starts as NaN. The lanes of a
-// warp meet at warp-wide instructions; the last to arrive computes for all.
+// barrier reads what is not there yet, or what the next copy has overwritten. Shared memory starts as NaN. The lanes of
+// a warp meet at warp-wide instructions; the last to arrive computes for all.
 #pragma once
 
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -16,9 +18,6 @@
 #include <functional>
 #include <string>
 #include <vector>
-
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #define __global__
 #define __device__

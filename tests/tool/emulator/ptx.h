@@ -1,4 +1,5 @@
-// In place of csrc/cuda/ptx.h: the same functions by the words of the PTX ISA, written without the layouts of fragments.h.
+// In place of csrc/cuda/ptx.h: the same functions by the words of the PTX ISA, written without the layouts of
+// fragments.h.
 #pragma once
 
 namespace attn {
@@ -111,7 +112,8 @@ inline float fast_exp2(float x) {
   return std::exp2(x);
 }
 
-// A copy happens as late as it may, when it is waited for, and destroys what it will overwrite as soon as it is started.
+// A copy happens as late as it may, when it is waited for, and destroys what it will overwrite as soon as it is
+// started.
 inline void start_copy(uint32_t to, const void* from, bool valid) {
   if (reinterpret_cast<uintptr_t>(from) % 16 != 0) emulator::fail("a misaligned copy from global memory");
   std::memset(emulator::at(to, 16), emulator::kPoison, 16);

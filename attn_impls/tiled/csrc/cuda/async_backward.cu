@@ -4,12 +4,13 @@
 //        and Q and dO pass through shared memory, copied one visit ahead. The scores are computed transposed, K Q^T, so
 //        that the weights and their gradients come out as C fragments whose rows are the warp's own keys: rounded, they
 //        are the A fragments of dV += P^T dO and dK += dS^T Q, and only dS goes through shared memory, for dQ = dS K.
-//        Every block has a share of every query's dQ: fp32 additions to global memory, laid out as fragments, 512
-//        contiguous bytes a warp. A last kernel rounds their sums. The query heads of a group pass through the block
-//        that owns their key head, so dK and dV need no addition between blocks.
-// Deterministic: the additions to dQ arrive in any order, so its last bits vary from run to run. The other form leaves dQ
-//        out and gives it a kernel of its own, in which a block owns queries: seven products instead of five. Heads wider
-//        than 128 always take it, and dK and dV one after the other, for want of registers: eight products.
+//        The weights' exponentials take turns with the product V dO^T, which does not wait for them. Every block has a
+//        share of every query's dQ: fp32 additions to global memory, laid out as fragments, 512 contiguous bytes a
+//        warp. A last kernel rounds their sums. The query heads of a group pass through the block that owns their key
+//        head, so dK and dV need no addition between blocks.
+// Deterministic: the additions to dQ arrive in any order, so its last bits vary from run to run. The other form
+//        leaves dQ out and gives it a kernel of its own, in which a block owns queries: seven products instead of five.
+//        Heads wider than 128 always take it, and dK and dV one after the other, for want of registers: eight products.
 // Limit: shared memory. 16 keys a warp (head_dim > 64) read each fragment of Q and dO for only 16 rows of result. Few
 //        key heads with short sequences leave multiprocessors idle.
 #include <torch/csrc/stable/library.h>
@@ -48,33 +49,21 @@ std::tuple<Tensor, Tensor, Tensor> backward(bool deterministic, const Tensor& do
 
   with_half_type(q, [&](auto element) {
     using T = decltype(element);
-    launch_async_backward(q,
-                          BackwardParams<T>{shape,
-                                            view_of<const T>(q),
-                                            view_of<const T>(k),
-                                            view_of<const T>(v),
-                                            view_of<const T>(out),
-                                            view_of<const T>(dout),
-                                            view_of<T>(dq),
-                                            view_of<T>(dk),
-                                            view_of<T>(dv),
-                                            static_cast<const float*>(lse.data_ptr()),
-                                            dlse ? static_cast<const float*>(dlse->data_ptr()) : nullptr,
-                                            lse_log2,
-                                            lse_log2 + rows,
-                                            dq_numbers > 0 ? static_cast<float*>(dq_sum.data_ptr()) : nullptr,
-                                            static_cast<int>(padded),
-                                            static_cast<float>(scale),
-                                            static_cast<float>(scale * M_LOG2E),
-                                            Band::from_diagonals(low, high)});
+    launch_async_backward(
+        q, BackwardParams<T>{shape, view_of<const T>(q), view_of<const T>(k), view_of<const T>(v),
+                             view_of<const T>(out), view_of<const T>(dout), view_of<T>(dq), view_of<T>(dk),
+                             view_of<T>(dv), static_cast<const float*>(lse.data_ptr()),
+                             dlse ? static_cast<const float*>(dlse->data_ptr()) : nullptr, lse_log2, lse_log2 + rows,
+                             dq_numbers > 0 ? static_cast<float*>(dq_sum.data_ptr()) : nullptr,
+                             static_cast<int>(padded), static_cast<float>(scale), static_cast<float>(scale * M_LOG2E),
+                             Band::from_diagonals(low, high)});
   });
   return {dq, dk, dv};
 }
 
-std::tuple<Tensor, Tensor, Tensor> async_backward(const Tensor& dout, const Tensor& q, const Tensor& k,
-                                                  const Tensor& v, const Tensor& out, const Tensor& lse,
-                                                  std::optional<Tensor> dlse, double scale, int64_t low,
-                                                  int64_t high) {
+std::tuple<Tensor, Tensor, Tensor> async_backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
+                                                  const Tensor& out, const Tensor& lse, std::optional<Tensor> dlse,
+                                                  double scale, int64_t low, int64_t high) {
   return backward(false, dout, q, k, v, out, lse, dlse, scale, low, high);
 }
 

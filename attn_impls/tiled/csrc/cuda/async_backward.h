@@ -10,7 +10,7 @@
 
 namespace attn {
 
-constexpr int kRowThreads = 8;                     // threads that share a row in async_backward_prepare_kernel
+constexpr int kRowThreads = 8;  // threads that share a row in async_backward_prepare_kernel
 constexpr int kRowsABlock = 16;
 constexpr int kElementwiseThreads = kRowThreads * kRowsABlock;
 
@@ -49,8 +49,8 @@ __global__ void __launch_bounds__(kElementwiseThreads) async_backward_prepare_ke
   p.delta[index] = !sees ? 0.0f : p.dlse == nullptr ? sum : sum - p.dlse[from];
 }
 
-// dQ in the tensor's own order and type from the sums, which lie as C fragments. Lanes 4g ... 4g + 3 of a fragment hold row
-// g in their first two floats and row g + 8 in the others: a thread takes these 64 contiguous bytes.
+// dQ in the tensor's own order and type from the sums, which lie as C fragments. Lanes 4g ... 4g + 3 of a fragment hold
+// row g in their first two floats and row g + 8 in the others: a thread takes these 64 contiguous bytes.
 template <typename T, int columns>
 __global__ void __launch_bounds__(kElementwiseThreads) async_backward_convert_kernel(BackwardParams<T> p) {
   constexpr int kChunks = columns / kChunk;
@@ -93,7 +93,8 @@ struct KeyBlockMemory {
   static constexpr int kBytes = kDs + ((parts & kDq) != 0 ? Blocks::kKeys * DsLayout::kRowBytes : 0);
 };
 
-// The copies and additions of compute capability 9.0 are done in fewer registers. Before it, held keys would be spilled.
+// The copies and additions of compute capability 9.0 are done in fewer registers. Before it, held keys would be
+// spilled.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 constexpr bool kRegistersSuffice = true;
 #else
@@ -126,8 +127,7 @@ __global__ void __launch_bounds__(Blocks::kWarps* kWarp, Blocks::kBlocks)
   // All query heads of the group in turn, so that their dK and dV add up in the registers, in a fixed order.
   const TileBand band = TileBand::of(p.band);
   const TileRange range = query_tiles(band, k0, k1, q_len, kQueries);
-  const TileRange plain =
-      k0 + kKeys > kv_len ? TileRange{0, 0} : plain_query_tiles(band, k0, k1, q_len, kQueries);
+  const TileRange plain = k0 + kKeys > kv_len ? TileRange{0, 0} : plain_query_tiles(band, k0, k1, q_len, kQueries);
   const int end = range.first < range.last ? (kv_head + 1) * group : 0;  // the first head that is not visited
   int next_head = kv_head * group, next_tile = range.first;              // of the visit whose copies start next
   const auto start_copies = [&](uint32_t stage) {
@@ -162,8 +162,8 @@ __global__ void __launch_bounds__(Blocks::kWarps* kWarp, Blocks::kBlocks)
   dv.clear();
   wait_for_copies<0>();
   __syncthreads();
-  const auto keys = left_factor<Layout, kPieces, Blocks::kHoldsKeys && kRegistersSuffice>(k_tile, warp_row);
-  const auto values = left_factor<Layout, kPieces, Blocks::kHoldsValues && kRegistersSuffice>(v_tile, warp_row);
+  const auto keys = left_factor < Layout, kPieces, Blocks::kHoldsKeys && kRegistersSuffice > (k_tile, warp_row);
+  const auto values = left_factor < Layout, kPieces, Blocks::kHoldsValues && kRegistersSuffice > (v_tile, warp_row);
 
   for (uint32_t stage = 0; head < end; stage = Memory::kStage - stage) {
     start_copies(Memory::kStage - stage);
@@ -199,9 +199,8 @@ __global__ void __launch_bounds__(Blocks::kWarps* kWarp, Blocks::kBlocks)
       ds.clear();
       if constexpr (Memory::kNeedsDs) {
         constexpr int kDepth = columns / kPiece;
-        add_product<T, kDepth>(ds, values, AlongDepth<Layout>::right(do_tile, first), [&](auto piece) {
-          weigh(piece * kTiles / kDepth, (piece + 1) * kTiles / kDepth);
-        });
+        add_product<T, kDepth>(ds, values, AlongDepth<Layout>::right(do_tile, first),
+                               [&](auto piece) { weigh(piece * kTiles / kDepth, (piece + 1) * kTiles / kDepth); });
       } else {
         weigh(0, kTiles);
       }
@@ -225,8 +224,7 @@ __global__ void __launch_bounds__(Blocks::kWarps* kWarp, Blocks::kBlocks)
         const auto held = Held<kPieces, kStep / kPiece>::template rounded<T>(ds);
         if constexpr ((parts & kDq) != 0) store_held<DsLayout>(held, ds_tile, warp_row, first / kChunk);
         if constexpr ((parts & kDk) != 0) {
-          add_product<T, kStep / kPiece>(dk, held,
-                                         AcrossDepth<Layout>::right(q_tile + first * Layout::kRowBytes, 0));
+          add_product<T, kStep / kPiece>(dk, held, AcrossDepth<Layout>::right(q_tile + first * Layout::kRowBytes, 0));
         }
       }
     }
@@ -245,7 +243,8 @@ __global__ void __launch_bounds__(Blocks::kWarps* kWarp, Blocks::kBlocks)
         dq.clear();
         add_product<T, kKeys / kPiece>(dq, AcrossDepth<DsLayout>::left(ds_tile, piece * 2),
                                        AcrossDepth<Layout>::right(k_tile, chunk));
-        float* to = p.dq_sum + (((rows / kPiece + piece) * (columns / kChunk) + chunk) * kWarp + threadIdx.x % kWarp) * 4;
+        float* to =
+            p.dq_sum + (((rows / kPiece + piece) * (columns / kChunk) + chunk) * kWarp + threadIdx.x % kWarp) * 4;
 #pragma unroll
         for (int m = 0; m < kRowPieces; ++m) {
 #pragma unroll
@@ -364,9 +363,8 @@ __global__ void __launch_bounds__(Tiles::kWarps* kWarp, Tiles::kBlocks)
   for (int i = 0; i < kPieces * 2; ++i) factor[i / 2][i % 2] = p.scale;
   store_rounded<T, Layout>(dq, factor, q_tile, warp_row);
   __syncwarp();
-  store_warp_rows<Layout, Tiles::kWarpRows>(q_tile + warp_row * Layout::kRowBytes,
-                                            p.dq.row(batch, head, q0 + warp_row), p.dq.row_stride, q1 - q0 - warp_row,
-                                            head_dim);
+  store_warp_rows<Layout, Tiles::kWarpRows>(q_tile + warp_row * Layout::kRowBytes, p.dq.row(batch, head, q0 + warp_row),
+                                            p.dq.row_stride, q1 - q0 - warp_row, head_dim);
 }
 
 }  // namespace attn

@@ -1,5 +1,5 @@
-// Launches the backward kernels for one element type, dQ by additions where `dq_sum` is given. Each type is a source file of
-// its own, compiled beside the other.
+// Launches the backward kernels for one element type, dQ by additions where `dq_sum` is given. Each type is a source
+// file of its own, compiled beside the other.
 #pragma once
 
 #include "async_backward.h"

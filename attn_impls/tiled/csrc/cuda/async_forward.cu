@@ -1,21 +1,20 @@
 // tiled-async, forward: the copy of the next tile overlaps the use of this one.
 //
 // What:  cp.async copies tiles of K and V from global to shared memory past the registers, while the tensor cores work
-//        on the tiles that came before; a warp waits only for copies that were started one visit ago. Tiles are swizzled
-//        instead of padded. 4 warps own 128 queries, 32 a warp. One barrier a tile. The mask is applied only in tiles
-//        that the edge of the band or the end of the keys crosses, and hidden tiles are not visited at all.
+//        on the tiles that came before; a warp waits only for copies that were started one visit ago. Tiles are
+//        swizzled instead of padded. 4 warps own 128 queries, 32 a warp. One barrier a tile. The mask is applied only
+//        in tiles that the edge of the band or the end of the keys crosses, and hidden tiles are not visited at all.
 // Why:   tiled-mma waits for memory between any two products, and reads each key from shared memory for only 16 queries
 //        a warp. With 32, a fragment of K or V feeds four products, and reading keeps up with multiplying.
 // Limit: mma.sync itself. Its operands pass through the registers of each warp, which an H100's wgmma spares: there it
-//        reaches 63 % of the tensor cores' peak (Luo et al., arXiv:2402.13499). The exponentials take their turn with the products
-//        unless the other block of the multiprocessor fills the gap.
-#include "async_forward.h"
-
+//        reaches 63 % of the tensor cores' peak (Luo et al., arXiv:2402.13499). The exponentials take their turn with
+//        the products unless the other block of the multiprocessor fills the gap.
 #include <torch/csrc/stable/library.h>
 
 #include <cmath>
 #include <tuple>
 
+#include "async_forward.h"
 #include "tensor_core_arguments.h"
 
 namespace attn {
@@ -49,7 +48,8 @@ std::tuple<Tensor, Tensor> async_forward(const Tensor& q_given, const Tensor& k_
 }  // namespace attn
 
 STABLE_TORCH_LIBRARY_FRAGMENT(attn_tiled, library) {
-  library.def("async_forward(Tensor q, Tensor k, Tensor v, float scale, int low, int high) -> (Tensor out, Tensor lse)");
+  library.def(
+      "async_forward(Tensor q, Tensor k, Tensor v, float scale, int low, int high) -> (Tensor out, Tensor lse)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(attn_tiled, CUDA, library) {

@@ -29,7 +29,8 @@ __global__ void __launch_bounds__(Tiles::kWarps* kWarp, Tiles::kBlocks) async_fo
   const int warp_row = threadIdx.x / kWarp * Tiles::kWarpRows;
   const auto [batch, head, kv_head, q0, q1] = QueryTile::of_block(p.shape, Tiles::kQueries);
 
-  // Tiles of keys are visited from the last to the first: the copy of visit i starts kStages - 1 visits ahead of its use.
+  // Tiles of keys are visited from the last to the first: the copy of visit i starts kStages - 1 visits ahead of its
+  // use.
   const TileBand band = TileBand::of(p.band);
   const TileRange tiles = key_tiles(band, q0, q1, kv_len, kKeys);
   const TileRange plain = plain_key_tiles(band, q0, q1, kv_len, kKeys);
@@ -38,8 +39,8 @@ __global__ void __launch_bounds__(Tiles::kWarps* kWarp, Tiles::kBlocks) async_fo
     if (visit < visits) {
       const int k0 = (tiles.last - 1 - visit) * kKeys;
       const uint32_t k_tile = stages + visit % kStages * (2 * kTileBytes);
-      start_tile_copy<Layout, kKeys, kThreads>(k_tile, p.k.row(batch, kv_head, k0), p.k.row_stride,
-                                               kv_len - k0, head_dim);
+      start_tile_copy<Layout, kKeys, kThreads>(k_tile, p.k.row(batch, kv_head, k0), p.k.row_stride, kv_len - k0,
+                                               head_dim);
       start_tile_copy<Layout, kKeys, kThreads>(k_tile + kTileBytes, p.v.row(batch, kv_head, k0), p.v.row_stride,
                                                kv_len - k0, head_dim);
     }
@@ -81,8 +82,8 @@ __global__ void __launch_bounds__(Tiles::kWarps* kWarp, Tiles::kBlocks) async_fo
   store_rounded<T, Layout>(out, inverse, q_tile, warp_row);
   __syncwarp();
   store_warp_rows<Layout, Tiles::kWarpRows>(q_tile + warp_row * Layout::kRowBytes,
-                                            p.out.row(batch, head, q0 + warp_row), p.out.row_stride,
-                                            q1 - q0 - warp_row, head_dim);
+                                            p.out.row(batch, head, q0 + warp_row), p.out.row_stride, q1 - q0 - warp_row,
+                                            head_dim);
 }
 
 // `on` is a tensor of the device to run on.

@@ -33,8 +33,8 @@ struct AsyncForward<192> : ForwardTiles<192, 1, 8, 32, 3, 1> {};
 template <>
 struct AsyncForward<256> : ForwardTiles<256, 1, 8, 32, 3, 1> {};
 
-// Backward, a block of keys: warps of 16 * key_pieces keys; queries a tile, of which `step` are worked on at a time; the
-// warps that share the rows of dQ between them, the others share its columns; dQ columns a warp sums up at a time;
+// Backward, a block of keys: warps of 16 * key_pieces keys; queries a tile, of which `step` are worked on at a time;
+// the warps that share the rows of dQ between them, the others share its columns; dQ columns a warp sums up at a time;
 // which of the warp's keys and values stay in registers: what a warp reads from shared memory again and again, it
 // shares the bandwidth of that memory for.
 template <int columns, int key_pieces, int warps, int queries, int step, int dq_row_warps, int dq_columns, int blocks,

@@ -20,7 +20,8 @@ struct BackwardParams {
   // their weights exp2(score - inf) are 0 without a test.
   float* lse_log2;  // [batch, heads, padded]
   float* delta;     // [batch, heads, padded]: the sum of dout * out over a row, less dlse
-  float* dq_sum;    // [batch, heads, padded / 16, columns / 8, 32 lanes, 4]: C fragments, or null where dQ is not added up
+  float*
+      dq_sum;  // [batch, heads, padded / 16, columns / 8, 32 lanes, 4]: C fragments, or null where dQ is not added up
   int padded;
   float scale, scale_log2;
   Band band;

@@ -16,15 +16,15 @@ __device__ inline float quad_sum(float x) {
   return x + __shfl_xor_sync(kAllLanes, x, 2);
 }
 
-// A maximum may fall behind by a factor of 2^kSlack in the weights: exp2 of what exceeds it is far from overflow, and the
-// division by the sum takes the excess out again. So what was summed up before is brought to a new maximum in the first
-// tile of a row and then hardly ever, instead of in every tile (as FlashAttention-4 does, arXiv:2603.05451).
+// A maximum may fall behind by a factor of 2^kSlack in the weights: exp2 of what exceeds it is far from overflow, and
+// the division by the sum takes the excess out again. So what was summed up before is brought to a new maximum in the
+// first tile of a row and then hardly ever, instead of in every tile (as FlashAttention-4 does, arXiv:2603.05451).
 constexpr float kSlack = 8.0f;
 
 template <int row_pieces>
 struct FragmentSoftmax {
   float maximum[row_pieces][2];  // of the row's scores so far, before they are scaled, or less by at most the slack
-  float sum[row_pieces][2];      // of this lane's weights exp2(scale * (score - maximum)); the quad's is taken at the end
+  float sum[row_pieces][2];  // of this lane's weights exp2(scale * (score - maximum)); the quad's is taken at the end
 
   __device__ void clear() {
 #pragma unroll

@@ -1,5 +1,6 @@
-// Which lane of a warp holds which number: the fragment layouts of mma.m16n8k16 and the addressing of ldmatrix (PTX ISA,
-// "Matrix Fragments for mma.m16n8k16 with floating point type" and "Warp-level matrix load instruction: ldmatrix").
+// Which lane of a warp holds which number: the fragment layouts of mma.m16n8k16 and the addressing of ldmatrix (PTX
+// ISA, "Matrix Fragments for mma.m16n8k16 with floating point type" and "Warp-level matrix load instruction:
+// ldmatrix").
 //
 // One mma multiplies A [16, 16] by B [16, 8] into C [16, 8]. Write g = lane / 4 and t = lane % 4. A lane holds
 //   A  4 registers of 2 numbers   rows g, g + 8, g, g + 8;  columns 2t, 2t + 1, in registers 2 and 3 plus 8
@@ -8,8 +9,8 @@
 // Two C fragments side by side, rounded to 16 bits, therefore are one A fragment: the result of one product can be the
 // left factor of the next and never leaves the registers.
 //
-// ldmatrix.x4 loads four matrices of 8 x 8 numbers. Lanes 8i ... 8i + 7 give the addresses of the 8 rows of matrix i, 16
-// bytes each, and register i of a lane becomes the numbers (g; 2t, 2t + 1) of matrix i, with .trans (2t, 2t + 1; g).
+// ldmatrix.x4 loads four matrices of 8 x 8 numbers. Lanes 8i ... 8i + 7 give the addresses of the 8 rows of matrix i,
+// 16 bytes each, and register i of a lane becomes the numbers (g; 2t, 2t + 1) of matrix i, with .trans (2t, 2t + 1; g).
 // A 16 x 16 piece of a tile is four such matrices; only their order differs:
 //   down, then right   a row-major A, or two B fragments of a B [depth, columns] through .trans
 //   right, then down   two B fragments of a B kept as [columns, depth], or an A kept as [depth, rows] through .trans

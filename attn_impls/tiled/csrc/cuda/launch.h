@@ -40,8 +40,9 @@ void launch(const Tensor& on, int64_t blocks, dim3 threads, int64_t shared_bytes
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = current_stream(on.get_device_index());
   if (shared_bytes > kSharedBytesWithoutAsking) {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
-               "the request for shared memory");
+    check_cuda(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+        "the request for shared memory");
   }
   check_cuda(cudaLaunchKernelEx(&config, kernel, std::move(args)...), "the kernel launch");
 }

@@ -117,7 +117,8 @@ __device__ inline float fast_exp2(float x) {
 // Start to copy 16 bytes from global to shared memory past the registers. Copies started between two commits form a
 // group. Where not `valid`, the bytes become 0 and `from` is not read.
 __device__ inline void start_copy(uint32_t to, const void* from) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(__cvta_generic_to_global(from)) : "memory");
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(__cvta_generic_to_global(from))
+               : "memory");
 }
 __device__ inline void start_copy(uint32_t to, const void* from, bool valid) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(__cvta_generic_to_global(from)),

@@ -5,8 +5,8 @@
 
 namespace attn {
 
-// Consecutive blocks share a head, whose keys and values then stay in the L2 cache. The last tile of a head comes first,
-// because under a causal mask it has the most to do.
+// Consecutive blocks share a head, whose keys and values then stay in the L2 cache. The last tile of a head comes
+// first, because under a causal mask it has the most to do.
 struct QueryTile {
   int batch, head, kv_head, q0, q1;
 

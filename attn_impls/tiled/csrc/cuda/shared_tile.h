@@ -1,4 +1,5 @@
-// How a tile of 16-bit numbers lies in shared memory, so that the 8 rows that ldmatrix reads at a time meet all 32 banks.
+// How a tile of 16-bit numbers lies in shared memory, so that the 8 rows that ldmatrix reads at a time meet all 32
+// banks.
 //
 // A layout maps (row, chunk of 16 bytes) to a byte offset. Without care the rows of a tile with 64 columns start 128
 // bytes apart, all in the same bank, and a read of 8 rows takes 8 turns.
@@ -45,10 +46,10 @@ struct Swizzled {
 };
 
 // Call body(offset, numbers, whether the chunk lies inside) for all chunks of a tile [tile_rows, Layout::kColumns],
-// shared out to `threads` threads so that neighbours take neighbouring chunks. The chunk lies at `offset` in the tile and
-// at `numbers` in global memory, of which the tile sees `rows` rows of `head_dim` numbers from `first` on. The chunks are
-// taken in groups of a power of two, so that a thread keeps its place in the group from turn to turn, and the pointer
-// walks: as many pointers as there are turns would be kept in registers from tile to tile.
+// shared out to `threads` threads so that neighbours take neighbouring chunks. The chunk lies at `offset` in the tile
+// and at `numbers` in global memory, of which the tile sees `rows` rows of `head_dim` numbers from `first` on. The
+// chunks are taken in groups of a power of two, so that a thread keeps its place in the group from turn to turn, and
+// the pointer walks: as many pointers as there are turns would be kept in registers from tile to tile.
 template <typename Layout, int tile_rows, int threads, typename T, typename Body>
 __device__ inline void for_each_chunk(int thread, T* first, int64_t row_stride, int rows, int head_dim,
                                       const Body& body) {
@@ -71,8 +72,8 @@ __device__ inline void for_each_chunk(int thread, T* first, int64_t row_stride, 
   }
 }
 
-// Start to copy `rows` rows from global memory to a tile; what lies outside becomes 0. A tile that nothing lies outside of
-// is copied without the tests, which take as many instructions again as the copies.
+// Start to copy `rows` rows from global memory to a tile; what lies outside becomes 0. A tile that nothing lies outside
+// of is copied without the tests, which take as many instructions again as the copies.
 template <typename Layout, int tile_rows, int threads, typename T>
 __device__ inline void start_tile_copy(uint32_t tile, const T* from, int64_t row_stride, int rows, int head_dim) {
   if (rows >= tile_rows && head_dim == Layout::kColumns) {
@@ -80,30 +81,31 @@ __device__ inline void start_tile_copy(uint32_t tile, const T* from, int64_t row
         thread_read_anew(), from, row_stride, rows, head_dim,
         [&](uint32_t offset, const T* numbers, bool) { start_copy(tile + offset, numbers); });
   }
-  for_each_chunk<Layout, tile_rows, threads>(
-      thread_read_anew(), from, row_stride, rows, head_dim, [&](uint32_t offset, const T* numbers, bool inside) {
-        start_copy(tile + offset, inside ? numbers : from, inside);
-      });
+  for_each_chunk<Layout, tile_rows, threads>(thread_read_anew(), from, row_stride, rows, head_dim,
+                                             [&](uint32_t offset, const T* numbers, bool inside) {
+                                               start_copy(tile + offset, inside ? numbers : from, inside);
+                                             });
 }
 
 // The same through registers; it is done when it returns.
 template <typename Layout, int tile_rows, int threads, typename T>
 __device__ inline void copy_tile(uint32_t tile, const T* from, int64_t row_stride, int rows, int head_dim) {
-  for_each_chunk<Layout, tile_rows, threads>(
-      thread_read_anew(), from, row_stride, rows, head_dim, [&](uint32_t offset, const T* numbers, bool inside) {
-        uint4 found{};
-        if (inside) found = *reinterpret_cast<const uint4*>(numbers);
-        store_shared(tile + offset, found);
-      });
+  for_each_chunk<Layout, tile_rows, threads>(thread_read_anew(), from, row_stride, rows, head_dim,
+                                             [&](uint32_t offset, const T* numbers, bool inside) {
+                                               uint4 found{};
+                                               if (inside) found = *reinterpret_cast<const uint4*>(numbers);
+                                               store_shared(tile + offset, found);
+                                             });
 }
 
 // One warp copies tile rows [0, tile_rows), the first `rows` of which exist, to global memory.
 template <typename Layout, int tile_rows, typename T>
 __device__ inline void store_warp_rows(uint32_t tile, T* to, int64_t row_stride, int rows, int head_dim) {
-  for_each_chunk<Layout, tile_rows, kWarp>(
-      threadIdx.x % kWarp, to, row_stride, rows, head_dim, [&](uint32_t offset, T* numbers, bool inside) {
-        if (inside) *reinterpret_cast<uint4*>(numbers) = load_shared_16_bytes(tile + offset);
-      });
+  for_each_chunk<Layout, tile_rows, kWarp>(threadIdx.x % kWarp, to, row_stride, rows, head_dim,
+                                           [&](uint32_t offset, T* numbers, bool inside) {
+                                             if (inside)
+                                               *reinterpret_cast<uint4*>(numbers) = load_shared_16_bytes(tile + offset);
+                                           });
 }
 
 }  // namespace attn

@@ -1,4 +1,5 @@
-// What the tensor-core kernels ask of their tensors, beyond what every kernel does, and the choice of a kernel for them.
+// What the tensor-core kernels ask of their tensors, beyond what every kernel does, and the choice of a kernel for
+// them.
 #pragma once
 
 #include "launch.h"

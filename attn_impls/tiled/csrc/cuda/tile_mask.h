@@ -50,8 +50,8 @@ ATTN_HOST_DEVICE inline TileRange key_tiles(TileBand band, int q0, int q1, int k
 ATTN_HOST_DEVICE inline TileRange plain_key_tiles(TileBand band, int q0, int q1, int kv_len, int tile) {
   return tiles_within(q1 - 1 + band.low, q0 + 1 + band.high, kv_len, tile);
 }
-// The query tiles that see some key of [k0, k1), and those of whose queries all see all of these keys, or would if there
-// were as many queries as the tile has rows.
+// The query tiles that see some key of [k0, k1), and those of whose queries all see all of these keys, or would if
+// there were as many queries as the tile has rows.
 ATTN_HOST_DEVICE inline TileRange query_tiles(TileBand band, int k0, int k1, int q_len, int tile) {
   return tiles_that_meet(k0 - band.high, k1 - band.low, q_len, tile);
 }

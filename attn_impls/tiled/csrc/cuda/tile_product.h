@@ -47,7 +47,9 @@ struct AcrossDepth {
   uint32_t at;
   int chunk;
 
-  __device__ static AcrossDepth left(uint32_t tile, int chunk) { return {address(tile, right_then_down(lane())), chunk}; }
+  __device__ static AcrossDepth left(uint32_t tile, int chunk) {
+    return {address(tile, right_then_down(lane())), chunk};
+  }
   __device__ static AcrossDepth right(uint32_t tile, int chunk) {
     return {address(tile, down_then_right(lane())), chunk};
   }
@@ -83,7 +85,7 @@ struct Held {
       for (int k = 0; k < depth_pieces; ++k) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const float(&c)[4] = from.at[m][2 * k + i / 2];
+          const float (&c)[4] = from.at[m][2 * k + i / 2];
           held.at[m][k][i] = pack<T>(c[i % 2 * 2], c[i % 2 * 2 + 1]);
         }
       }
@@ -103,16 +105,19 @@ struct Held {
   }
 };
 
-// The A [16 * row_pieces, Layout::kColumns] that begins at `row` of a tile: read once and held, or read for each product.
+// The A [16 * row_pieces, Layout::kColumns] that begins at `row` of a tile: read once and held, or read for each
+// product.
 template <typename Layout, int row_pieces, bool held>
 __device__ inline auto left_factor(uint32_t tile, int row) {
   const auto in_tile = AlongDepth<Layout>::left(tile, row);
-  if constexpr (held) return Held<row_pieces, Layout::kColumns / kPiece>::loaded(in_tile);
-  else return in_tile;
+  if constexpr (held)
+    return Held<row_pieces, Layout::kColumns / kPiece>::loaded(in_tile);
+  else
+    return in_tile;
 }
 
-// c += a * b over `depth_pieces` * 16 of depth. After each 16 of it, between(std::integral_constant<int, piece>{}) may do
-// work on other numbers, which then takes turns with the tensor cores' instead of waiting for it.
+// c += a * b over `depth_pieces` * 16 of depth. After each 16 of it, between(std::integral_constant<int, piece>{}) may
+// do work on other numbers, which then takes turns with the tensor cores' instead of waiting for it.
 template <typename T, int depth_pieces, int k = 0, typename C, typename A, typename B, typename Between>
 __device__ inline void add_product(C& c, const A& a, const B& b, const Between& between) {
   static_assert(C::kColumnTiles % 2 == 0);
@@ -149,8 +154,9 @@ __device__ inline void store_held(const Held<row_pieces, depth_pieces>& held, ui
     for (int k = 0; k < depth_pieces; ++k) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        store_shared(tile + Layout::offset(row + m * kPiece + lane / 4 + i % 2 * 8, chunk + 2 * k + i / 2) + lane % 4 * 4,
-                     held.at[m][k][i]);
+        store_shared(
+            tile + Layout::offset(row + m * kPiece + lane / 4 + i % 2 * 8, chunk + 2 * k + i / 2) + lane % 4 * 4,
+            held.at[m][k][i]);
       }
     }
   }
@@ -167,7 +173,7 @@ __device__ inline void store_rounded(const C& c, const float (&factor)[C::kRowPi
       const int to_row = row + m * kPiece + accumulator_row(lane, 2 * half);
 #pragma unroll
       for (int n = 0; n < C::kColumnTiles; ++n) {
-        const float(&x)[4] = c.at[m][n];
+        const float (&x)[4] = c.at[m][n];
         store_shared(tile + Layout::offset(to_row, n) + lane % 4 * 4,
                      pack<T>(x[2 * half] * factor[m][half], x[2 * half + 1] * factor[m][half]));
       }
