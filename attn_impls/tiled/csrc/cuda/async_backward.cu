@@ -1,7 +1,7 @@
 // tiled-async, backward: five products a tile, the gradients of keys and values summed up in registers.
 //
-// What:  a first kernel takes delta = sum(dout * out) of every query. Then a block owns a tile of keys, 16 or 32 a warp,
-//        and Q and dO pass through shared memory, copied one visit ahead. The scores are computed transposed, K Q^T, so
+// What:  a first kernel takes delta = sum(dout * out) of every query. Then a block owns a tile of keys, 16 or 32 to a
+//        warp, and Q and dO pass through shared memory, one visit ahead. The scores are computed transposed, K Q^T, so
 //        that the weights and their gradients come out as C fragments whose rows are the warp's own keys: rounded, they
 //        are the A fragments of dV += P^T dO and dK += dS^T Q, and only dS goes through shared memory, for dQ = dS K.
 //        The weights' exponentials take turns with the product V dO^T, which does not wait for them. Every block has a
