@@ -59,6 +59,34 @@ _FP32_LADDER = build.Extension(
     cuda_cflags=("-std=c++20", "-O3", "-lineinfo", "-DUSE_CUDA", "-Xcompiler", "-fvisibility=hidden"),
 )
 
+_TENSOR_CORE_FLAGS = ("-std=c++20", "-O3", "-lineinfo", "-DUSE_CUDA", "-Xcompiler", "-fvisibility=hidden")
+
+MMA = Family(
+    "mma",
+    build.Extension(
+        "attn_tiled_mma",
+        sources=(_CUDA_SOURCES / "mma_forward.cu",),
+        folders=(build.CSRC, _CUDA_SOURCES),
+        cuda_cflags=_TENSOR_CORE_FLAGS,
+    ),
+    backward=False,
+)
+
+ASYNC = Family(
+    "async",
+    build.Extension(
+        "attn_tiled_async",
+        sources=tuple(
+            _CUDA_SOURCES / f"{name}.cu"
+            for name in ("async_forward", "async_backward", "async_backward_fp16", "async_backward_bf16")
+        ),
+        folders=(build.CSRC, _CUDA_SOURCES),
+        cuda_cflags=_TENSOR_CORE_FLAGS,
+    ),
+    backward=True,
+    deterministic_backward=True,
+)
+
 _EVERYTHING = Capabilities(
     masks=frozenset(MASK_KINDS),
     gqa=True,
@@ -148,3 +176,34 @@ PAD, tiled_pad = _fp32_rung("pad")
 COALESCED, tiled_coalesced = _fp32_rung("coalesced")
 UNROLL, tiled_unroll = _fp32_rung("unroll")
 REGS, tiled_regs = _fp32_rung("regs")
+
+_ON_TENSOR_CORES = dataclasses.replace(
+    _EVERYTHING,
+    devices=frozenset({"cuda"}),
+    dtypes=frozenset({"bf16", "fp16"}),
+    head_dims=HeadDims(8, 256, multiple_of=8),
+    min_compute_capability=(8, 0),
+)
+
+tiled_mma = Implementation(
+    "tiled-mma",
+    _attention(MMA),
+    dataclasses.replace(_ON_TENSOR_CORES, backward=False),
+    summary="tensor cores: mma.sync on tiles in shared memory, weights stay in registers",
+    kernels="mma_forward_kernel",
+    probe=lambda: _why_not_on_cuda(MMA),
+    version=lambda: _version(MMA),
+    how_to_get=tiled_smem.how_to_get,
+)
+
+tiled_async = Implementation(
+    "tiled-async",
+    _attention(ASYNC),
+    # dQ is summed up by atomic additions unless torch.use_deterministic_algorithms is on.
+    dataclasses.replace(_ON_TENSOR_CORES, deterministic=False),
+    summary="the same with copies ahead of their use and swizzled tiles, forward and backward",
+    kernels="async_(forward|backward)",
+    probe=lambda: _why_not_on_cuda(ASYNC),
+    version=lambda: _version(ASYNC),
+    how_to_get=tiled_smem.how_to_get,
+)

@@ -6,7 +6,7 @@ their results for ``torch.compile`` (fake kernels) and their derivatives (autogr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,12 +32,20 @@ class Family:
     ``forward(q, k, v, scale, low, high) -> (out, lse)``, with ``q`` ``[B, H, Q, D]``, ``k`` and ``v``
     ``[B, Hkv, K, D]``, ``lse`` fp32 ``[B, H, Q]`` in natural logarithm, and the mask as diagonals (:func:`diagonals`).
     ``backward(dout, q, k, v, out, lse, dlse, scale, low, high) -> (dq, dk, dv)``, with ``dlse`` ``None`` where only
-    ``out`` was used.
+    ``out`` was used. Where ``deterministic_backward`` is set, ``..._backward_deterministic`` takes the same, gives the
+    same bits in every run, and is used while ``torch.use_deterministic_algorithms`` is on.
     """
 
     name: str
     extension: build.Extension
     backward: bool
+    deterministic_backward: bool = False
+
+    @property
+    def backward_names(self) -> tuple[str, ...]:
+        """The backward operators, the one that is used by default first."""
+        deterministic = (f"{self.name}_backward_deterministic",) if self.deterministic_backward else ()
+        return (f"{self.name}_backward", *deterministic) if self.backward else ()
 
 
 _registered: set[str] = set()
@@ -60,7 +68,7 @@ def load(family: Family) -> None:
     if is_registered(family.name):
         return
     build.load(family.extension)
-    _register(family.name, family.backward)
+    _register(family.name, family.backward_names)
 
 
 def is_registered(name: str) -> bool:
@@ -79,15 +87,16 @@ def define(name: str, forward: Callable[..., Any], backward: Callable[..., Any])
     ):
         torch.library.define(operator, schema)
         torch.library.impl(operator, ("cpu", "cuda"), function)
-    _register(name, backward=True)
+    _register(name, (f"{name}_backward",))
 
 
-def _register(name: str, backward: bool) -> None:
+def _register(name: str, backward_names: Sequence[str]) -> None:
     torch.library.register_fake(f"attn_tiled::{name}_forward", _fake_forward)
-    if backward:
-        torch.library.register_fake(f"attn_tiled::{name}_backward", _fake_backward)
+    for backward in backward_names:
+        torch.library.register_fake(f"attn_tiled::{backward}", _fake_backward)
+    if backward_names:
         torch.library.register_autograd(
-            f"attn_tiled::{name}_forward", _differentiate(name), setup_context=_setup_context
+            f"attn_tiled::{name}_forward", _differentiate(backward_names), setup_context=_setup_context
         )
     _registered.add(name)
 
@@ -147,14 +156,15 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(q, k, v, *output)
 
 
-def _differentiate(name: str) -> Any:
+def _differentiate(backward_names: Sequence[str]) -> Any:
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         if dout is None and dlse is None:
             return (None,) * 6
         dout = torch.zeros_like(out) if dout is None else _last_contiguous(dout)
         dlse = None if dlse is None else dlse.contiguous()
-        operator = getattr(torch.ops.attn_tiled, f"{name}_backward")
+        wanted = -1 if torch.are_deterministic_algorithms_enabled() else 0
+        operator = getattr(torch.ops.attn_tiled, backward_names[wanted])
         grads = operator(dout, q, k, v, out, lse, dlse, ctx.scale, ctx.low, ctx.high)
         return (*grads, None, None, None)
 

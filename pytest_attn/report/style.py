@@ -47,6 +47,8 @@ _KNOWN: dict[str, Look] = {
     "tiled-coalesced": Look("#b5651d", "#e0995a", "D", _DASHDOT),
     "tiled-unroll": Look("#8c1c2b", "#d9606f", "v", _DASHED),
     "tiled-regs": Look("#e0526a", "#ff98a8", "P", _SOLID),
+    "tiled-mma": Look("#00687a", "#39b5cc", "v", _DASHED),
+    "tiled-async": Look("#1f3fbf", "#8098ff", "*", _SOLID),
 }
 
 _SPARE_COLOURS = (

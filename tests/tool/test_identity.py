@@ -57,6 +57,12 @@ FAMILIES = {
         )
         for rung in ("global", "smem", "pad", "coalesced", "unroll", "regs")
     },
+    "tiled-mma": ("void attn::(anonymous namespace)::mma_forward_kernel<__half, 64>(attn::ForwardParams<__half>)",),
+    "tiled-async": (
+        "void attn::async_forward_kernel<__nv_bfloat16, attn::AsyncForward<64> >(attn::ForwardParams<__nv_bfloat16>)",
+        "void attn::async_backward_prepare_kernel<__nv_bfloat16>(attn::BackwardParams<__nv_bfloat16>)",
+        "void attn::async_backward_keys_kernel<__nv_bfloat16, attn::AsyncBackward<64>, 7>(attn::BackwardParams<...",
+    ),
 }
 CLAIMS = sorted(FAMILIES)
 # What runs beside each of them, and proves nothing.

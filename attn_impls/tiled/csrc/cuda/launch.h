@@ -60,4 +60,11 @@ void with_device_type(const Tensor& tensor, const Body& body) {
   }
 }
 
+// The same for kernels that take 16-bit elements only; the caller has refused float.
+template <typename Body>
+void with_half_type(const Tensor& tensor, const Body& body) {
+  if (tensor.scalar_type() == ScalarType::BFloat16) return body(__nv_bfloat16{});
+  return body(__half{});
+}
+
 }  // namespace attn
