@@ -37,8 +37,10 @@ def test_compiles_without_spills(extension: build.Extension, tmp_path: Path) -> 
         return done.stderr
 
     sources = [source for source in extension.sources if source.suffix == ".cu"]
+    kernels = 0
     with ThreadPoolExecutor(2) as pool:
         for source, said in zip(sources, pool.map(compile_one, sources), strict=True):
             spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
-            assert spills, f"ptxas says nothing of {source.name}: {said}"
-            assert set(spills) == {("0", "0")}, f"{source.name} spills registers:\n{said}"
+            assert set(spills) <= {("0", "0")}, f"{source.name} spills registers:\n{said}"
+            kernels += len(spills)
+    assert kernels, f"ptxas says nothing of {extension.name}"
