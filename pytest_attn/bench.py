@@ -11,6 +11,7 @@ from attn_impls.implementation import Implementation, Unavailable
 from attn_impls.problem import Direction, Problem
 from pytest_attn import options
 from pytest_attn.fixtures import unavailable
+from pytest_attn.perf.copies import Copies
 from pytest_attn.perf.measure import Measured
 from pytest_attn.perf.record import Record
 from pytest_attn.session import AttnSession
@@ -34,12 +35,23 @@ class AttnBench:
         The first of the cells that share a problem and a direction measures all of them, in turns; the others find
         their result done.
         """
-        session = self._session
+        self._begin()
+        return self._report(impl, self._session.outcome(impl, problem, direction))
+
+    def end_to_end(self, impl: Implementation, problem: Problem, copies: Copies) -> Record:
+        """Measure and store the forward from host memory and back; what is not ``ok`` ends the test likewise."""
+        self._begin()
+        return self._report(impl, self._session.end_to_end(impl, problem, copies))
+
+    def _begin(self) -> None:
         # Marks the stock fixture as used: it warns about one that recorded nothing.
         self._benchmark._mode = "attn_bench"
-        if hasattr(session.config, "workerinput"):  # of pytest-xdist, whatever option started it: results would be lost
+        # Of pytest-xdist, whatever option started it: results would be lost.
+        if hasattr(self._session.config, "workerinput"):
             pytest.fail(options.NO_WORKERS, pytrace=False)
-        outcome = session.outcome(impl, problem, direction)
+
+    def _report(self, impl: Implementation, outcome: Measured | Unavailable) -> Record:
+        session = self._session
         if isinstance(outcome, Unavailable):
             unavailable(session, impl, outcome)
         record = outcome.record
@@ -48,7 +60,7 @@ class AttnBench:
             self._store(outcome)
             return record
         if record.status == "error":
-            sentence = f"{impl.name} on {problem.id} {direction.value}: {record.reason}"
+            sentence = f"{record.impl} on {record.problem.id} {record.direction.value}: {record.reason}"
             if outcome.lost_device:  # and not another one of its group, whose test will say so
                 session.end_if_device_is_lost(sentence)
             pytest.fail(sentence, pytrace=False)

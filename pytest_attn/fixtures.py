@@ -245,3 +245,19 @@ def attn_bench(request: pytest.FixtureRequest) -> AttnBench:
     if not request.config.pluginmanager.has_plugin("benchmark"):
         pytest.fail("timing needs the plugin pytest-benchmark, which is blocked or not installed", pytrace=False)
     return AttnBench(request.getfixturevalue("benchmark"), attn_session(request.config))
+
+
+@pytest.fixture
+def attn_end_to_end(request: pytest.FixtureRequest, attn_bench: AttnBench) -> Callable[[], None]:
+    """Measures one implementation's forward on one problem from host memory and back, with one way of copying."""
+    from pytest_attn.perf.copies import COPIES
+
+    session = attn_session(request.config)
+    if session.isolate:
+        pytest.skip("copies are timed in the process of the tests only: leave out --attn-isolate and --attn-timeout")
+    name, problem_id, copies = request.param
+
+    def measure() -> None:
+        attn_bench.end_to_end(session.selected[name], session.problems[problem_id], COPIES[copies])
+
+    return measure

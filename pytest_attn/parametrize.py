@@ -13,6 +13,9 @@ from pytest_attn.session import AttnSession, attn_session, existing_session
 def parametrize(metafunc: pytest.Metafunc) -> None:
     """Parametrize a test that uses ``attn_impl``; with ``attn_problem`` and ``attn_direction``, over the grid."""
     session = attn_session(metafunc.config)
+    if "attn_end_to_end" in metafunc.fixturenames:
+        _parametrize_end_to_end(metafunc, session)
+        return
     if {"attn_problem", "attn_direction"} <= set(metafunc.fixturenames):
         _parametrize_cells(metafunc, session)
         return
@@ -45,6 +48,27 @@ def _parametrize_cells(metafunc: pytest.Metafunc, session: AttnSession) -> None:
     session.unsupported.update(unsupported)
     names = ("attn_impl", "attn_problem", "attn_direction")
     metafunc.parametrize(names, cells, indirect=True)
+
+
+def _parametrize_end_to_end(metafunc: pytest.Metafunc, session: AttnSession) -> None:
+    """Make one test of each way of copying on each problem that an implementation takes, where that was asked for.
+
+    Four more measurements a cell are too many for a run that does not want them.
+    """
+    if "copies" not in metafunc.config.getoption("markexpr"):
+        skip = pytest.mark.skip(reason="times attention from host memory and back; run it with -m copies")
+        metafunc.parametrize("attn_end_to_end", [pytest.param(None, id="not-asked-for", marks=skip)], indirect=True)
+        return
+    from pytest_attn.perf.copies import COPIES
+
+    cells = [
+        pytest.param((name, problem_id, copies), id=f"{name}-{problem_id}-{copies}", marks=_skip_missing(session, name))
+        for problem_id, problem in session.problems.items()
+        for name, impl in session.selected.items()
+        if impl.capabilities.why_not(problem, Direction.FWD, session.device.type) is None
+        for copies in COPIES
+    ]
+    metafunc.parametrize("attn_end_to_end", cells, indirect=True)
 
 
 def arrange(config: pytest.Config, items: list[pytest.Item]) -> None:

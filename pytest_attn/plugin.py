@@ -18,6 +18,7 @@ from pytest_attn.fixtures import attn_cases as attn_cases
 from pytest_attn.fixtures import attn_check as attn_check
 from pytest_attn.fixtures import attn_claim_check as attn_claim_check
 from pytest_attn.fixtures import attn_direction as attn_direction
+from pytest_attn.fixtures import attn_end_to_end as attn_end_to_end
 from pytest_attn.fixtures import attn_impl as attn_impl
 from pytest_attn.fixtures import attn_problem as attn_problem
 from pytest_attn.fixtures import attn_property_check as attn_property_check
@@ -33,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Declare markers, refuse wrong option values, and register profiles before hypothesis looks one up."""
     config.addinivalue_line("markers", "correctness: compares attention implementations with a float64 oracle")
     config.addinivalue_line("markers", "perf: times attention implementations and takes their memory")
+    config.addinivalue_line("markers", "copies: times attention from host memory and back; runs with -m copies only")
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
     config.addinivalue_line("markers", "large: takes tens of GiB of device memory; runs with -m large only")
     options.check(config)
@@ -54,8 +56,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrize ``attn_impl``, and with ``attn_problem`` and ``attn_direction`` the cells of the grid."""
-    if "attn_impl" in metafunc.fixturenames:
+    """Parametrize ``attn_impl``, with ``attn_problem`` and ``attn_direction`` the cells of the grid, and the copies."""
+    if {"attn_impl", "attn_end_to_end"} & set(metafunc.fixturenames):
         from pytest_attn.parametrize import parametrize
 
         parametrize(metafunc)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pytest_attn.groups import Groups
     from pytest_attn.isolation.settled import Settled
     from pytest_attn.isolation.workers import Workers
+    from pytest_attn.perf.copies import Copies
     from pytest_attn.perf.journal import Journal
     from pytest_attn.perf.measure import Measured
     from pytest_attn.perf.untraced import TracedRun
@@ -172,6 +173,22 @@ class AttnSession:
             return self.workers.measure(impl, problem, direction, self.device, self.contract)
         except Unavailable as error:
             return error
+
+    def end_to_end(self, impl: Implementation, problem: Problem, copies: Copies) -> Measured | Unavailable:
+        """Measure the forward from host memory and back, or return what an earlier run measured of it."""
+        from pytest_attn.perf.copies import HostInputs, end_to_end
+        from pytest_attn.perf.measure import measure_group
+
+        key = cell_key(f"{impl.name}+{copies.id}", problem, Direction.FWD)
+        if (resumed := self.resumed.get(key)) is not None:
+            return resumed
+        try:
+            wrapped = end_to_end(impl, copies, problem, self.device)
+        except Unavailable as error:
+            return error
+        (outcome,) = measure_group([wrapped], problem, Direction.FWD, self.groups.instruments(self), HostInputs)
+        assert outcome is not None, "nobody else could have left the device unusable"
+        return outcome
 
     def finished(self, measured: Measured) -> None:
         """Keep what a cell measured, now that its test reports it."""

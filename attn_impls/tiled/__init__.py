@@ -45,15 +45,48 @@ CPU = Family(
     backward=True,
 )
 
-SMEM = Family(
-    "smem",
+# Our CUDA kernels in the order of the climb; each adds one idea to the one before.
+_FP32_RUNGS = {
+    "global": "tiles read from global memory where they are needed",
+    "smem": "tiles of 32 x 32 in shared memory",
+    "pad": "tiles padded, so that no two lanes meet in a bank",
+    "coalesced": "tiles copied along their rows, whole sectors at a time",
+    "unroll": "loops unrolled over known bounds",
+    "regs": "register tiles, 16-byte reads of global and shared memory",
+}
+_FP32_LADDER = build.Extension(
+    "attn_tiled_ladder",
+    sources=tuple(_CUDA_SOURCES / f"{name}_forward.cu" for name in _FP32_RUNGS),
+    folders=(build.CSRC, _CUDA_SOURCES),
+    cuda_cflags=("-std=c++20", "-O3", "-lineinfo", "-DUSE_CUDA", "-Xcompiler", "-fvisibility=hidden"),
+)
+
+_TENSOR_CORE_FLAGS = ("-std=c++20", "-O3", "-lineinfo", "-DUSE_CUDA", "-Xcompiler", "-fvisibility=hidden")
+
+MMA = Family(
+    "mma",
     build.Extension(
-        "attn_tiled_smem",
-        sources=(_CUDA_SOURCES / "smem_forward.cu",),
+        "attn_tiled_mma",
+        sources=(_CUDA_SOURCES / "mma_forward.cu",),
         folders=(build.CSRC, _CUDA_SOURCES),
-        cuda_cflags=("-O3", "-lineinfo", "-DUSE_CUDA", "-Xcompiler", "-fvisibility=hidden"),
+        cuda_cflags=_TENSOR_CORE_FLAGS,
     ),
     backward=False,
+)
+
+ASYNC = Family(
+    "async",
+    build.Extension(
+        "attn_tiled_async",
+        sources=tuple(
+            _CUDA_SOURCES / f"{name}.cu"
+            for name in ("async_forward", "async_backward", "async_backward_fp16", "async_backward_bf16")
+        ),
+        folders=(build.CSRC, _CUDA_SOURCES),
+        cuda_cflags=_TENSOR_CORE_FLAGS,
+    ),
+    backward=True,
+    deterministic_backward=True,
 )
 
 _EVERYTHING = Capabilities(
@@ -91,8 +124,30 @@ def _resources(family: Family) -> dict[str, Resources]:
     return {name: one for name, one in usage.items() if re.search(rf"\b{family.name}_", name)}
 
 
-def _why_not_smem() -> str | None:
-    return build.why_not(SMEM.extension) if torch.cuda.is_available() else "needs a CUDA device"
+def _why_not_on_cuda(family: Family) -> str | None:
+    return build.why_not(family.extension) if torch.cuda.is_available() else "needs a CUDA device"
+
+
+def _fp32_rung(name: str) -> tuple[Family, Implementation]:
+    """Return the family and the implementation of ``csrc/cuda/<name>_forward.cu``."""
+    family = Family(name, _FP32_LADDER, backward=False)
+    return family, Implementation(
+        f"tiled-{name}",
+        _attention(family),
+        dataclasses.replace(
+            _EVERYTHING,
+            devices=frozenset({"cuda"}),
+            head_dims=HeadDims(1, 128),
+            backward=False,
+            min_compute_capability=(8, 0),
+        ),
+        summary=f"a rung of our CUDA ladder: {_FP32_RUNGS[name]}",
+        kernels=f"{name}_forward_kernel",
+        probe=lambda: _why_not_on_cuda(family),
+        version=lambda: _version(family),
+        resources=lambda: _resources(family),
+        how_to_get="run on a CUDA device, with the CUDA toolkit (nvcc), a C++ compiler and ninja installed",
+    )
 
 
 tiled_torch = Implementation(
@@ -124,20 +179,42 @@ tiled_cpu = Implementation(
     how_to_get=_HOW_TO_BUILD,
 )
 
-tiled_smem = Implementation(
-    "tiled-smem",
-    _attention(SMEM),
-    dataclasses.replace(
-        _EVERYTHING,
-        devices=frozenset({"cuda"}),
-        head_dims=HeadDims(1, 128),
-        backward=False,
-        min_compute_capability=(8, 0),
-    ),
-    summary="first rung of our CUDA ladder: 32 x 32 tiles in shared memory",
-    kernels="smem_forward_kernel",
-    probe=_why_not_smem,
-    version=lambda: _version(SMEM),
-    resources=lambda: _resources(SMEM),
-    how_to_get="run on a CUDA device, with the CUDA toolkit (nvcc), a C++ compiler and ninja installed",
+GLOBAL, tiled_global = _fp32_rung("global")
+SMEM, tiled_smem = _fp32_rung("smem")
+PAD, tiled_pad = _fp32_rung("pad")
+COALESCED, tiled_coalesced = _fp32_rung("coalesced")
+UNROLL, tiled_unroll = _fp32_rung("unroll")
+REGS, tiled_regs = _fp32_rung("regs")
+
+_ON_TENSOR_CORES = dataclasses.replace(
+    _EVERYTHING,
+    devices=frozenset({"cuda"}),
+    dtypes=frozenset({"bf16", "fp16"}),
+    head_dims=HeadDims(8, 256, multiple_of=8),
+    min_compute_capability=(8, 0),
+)
+
+tiled_mma = Implementation(
+    "tiled-mma",
+    _attention(MMA),
+    dataclasses.replace(_ON_TENSOR_CORES, backward=False),
+    summary="tensor cores: mma.sync on tiles in shared memory, weights stay in registers",
+    kernels="mma_forward_kernel",
+    probe=lambda: _why_not_on_cuda(MMA),
+    version=lambda: _version(MMA),
+    resources=lambda: _resources(MMA),
+    how_to_get=tiled_smem.how_to_get,
+)
+
+tiled_async = Implementation(
+    "tiled-async",
+    _attention(ASYNC),
+    # dQ is summed up by atomic additions unless torch.use_deterministic_algorithms is on.
+    dataclasses.replace(_ON_TENSOR_CORES, deterministic=False),
+    summary="the same with copies ahead of their use and swizzled tiles, forward and backward",
+    kernels="async_(forward|backward)",
+    probe=lambda: _why_not_on_cuda(ASYNC),
+    version=lambda: _version(ASYNC),
+    resources=lambda: _resources(ASYNC),
+    how_to_get=tiled_smem.how_to_get,
 )

@@ -1,4 +1,4 @@
-"""Our compiled kernels as torch operators: ``attn_tiled::seq_*``, ``attn_tiled::cpu_*``, ``attn_tiled::smem_*``.
+"""Our compiled kernels as torch operators: ``attn_tiled::seq_*``, ``attn_tiled::cpu_*``, and one for each CUDA rung.
 
 The operators and their checks live in C++ (see ``csrc``). Here they get what only Python can give them: the shapes of
 their results for ``torch.compile`` (fake kernels) and their derivatives (autograd).
@@ -6,6 +6,7 @@ their results for ``torch.compile`` (fake kernels) and their derivatives (autogr
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,12 @@ from attn_impls.problem import Mask
 from attn_impls.tiled import build
 
 _INT64 = torch.iinfo(torch.int64)
+# As csrc defines them.
+_FORWARD_SCHEMA = "(Tensor q, Tensor k, Tensor v, float scale, int low, int high) -> (Tensor out, Tensor lse)"
+_BACKWARD_SCHEMA = (
+    "(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? dlse, float scale, int low, int high)"
+    " -> (Tensor dq, Tensor dk, Tensor dv)"
+)
 Tensor = torch.Tensor
 
 
@@ -25,12 +32,20 @@ class Family:
     ``forward(q, k, v, scale, low, high) -> (out, lse)``, with ``q`` ``[B, H, Q, D]``, ``k`` and ``v``
     ``[B, Hkv, K, D]``, ``lse`` fp32 ``[B, H, Q]`` in natural logarithm, and the mask as diagonals (:func:`diagonals`).
     ``backward(dout, q, k, v, out, lse, dlse, scale, low, high) -> (dq, dk, dv)``, with ``dlse`` ``None`` where only
-    ``out`` was used.
+    ``out`` was used. Where ``deterministic_backward`` is set, ``..._backward_deterministic`` takes the same, gives the
+    same bits in every run, and is used while ``torch.use_deterministic_algorithms`` is on.
     """
 
     name: str
     extension: build.Extension
     backward: bool
+    deterministic_backward: bool = False
+
+    @property
+    def backward_names(self) -> tuple[str, ...]:
+        """The backward operators, the one that is used by default first."""
+        deterministic = (f"{self.name}_backward_deterministic",) if self.deterministic_backward else ()
+        return (f"{self.name}_backward", *deterministic) if self.backward else ()
 
 
 _registered: set[str] = set()
@@ -50,16 +65,40 @@ def load(family: Family) -> None:
 
     Raises :class:`~attn_impls.implementation.Unavailable` when the build fails.
     """
-    if family.name in _registered:
+    if is_registered(family.name):
         return
     build.load(family.extension)
-    torch.library.register_fake(f"attn_tiled::{family.name}_forward", _fake_forward)
-    if family.backward:
-        torch.library.register_fake(f"attn_tiled::{family.name}_backward", _fake_backward)
+    _register(family.name, family.backward_names)
+
+
+def is_registered(name: str) -> bool:
+    """Tell whether the operators ``attn_tiled::<name>_*`` are ready to be called."""
+    return name in _registered
+
+
+def define(name: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
+    """Define ``attn_tiled::<name>_forward`` and ``..._backward`` by functions on real tensors, as :class:`Family` says.
+
+    To be called once a process and name.
+    """
+    for operator, schema, function in (
+        (f"attn_tiled::{name}_forward", _FORWARD_SCHEMA, forward),
+        (f"attn_tiled::{name}_backward", _BACKWARD_SCHEMA, backward),
+    ):
+        torch.library.define(operator, schema)
+        torch.library.impl(operator, ("cpu", "cuda"), function)
+    _register(name, (f"{name}_backward",))
+
+
+def _register(name: str, backward_names: Sequence[str]) -> None:
+    torch.library.register_fake(f"attn_tiled::{name}_forward", _fake_forward)
+    for backward in backward_names:
+        torch.library.register_fake(f"attn_tiled::{backward}", _fake_backward)
+    if backward_names:
         torch.library.register_autograd(
-            f"attn_tiled::{family.name}_forward", _differentiate(family), setup_context=_setup_context
+            f"attn_tiled::{name}_forward", _differentiate(backward_names), setup_context=_setup_context
         )
-    _registered.add(family.name)
+    _registered.add(name)
 
 
 def attention(
@@ -70,7 +109,12 @@ def attention(
     Raises ``RuntimeError`` for shapes, dtypes or devices that the kernel does not take, before any work.
     """
     load(family)
-    forward = getattr(torch.ops.attn_tiled, f"{family.name}_forward")
+    return call(family.name, q, k, v, scale, low, high)
+
+
+def call(name: str, q: Tensor, k: Tensor, v: Tensor, scale: float, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """Return ``(out, lse)`` from the operator ``attn_tiled::<name>_forward``, which is loaded or defined already."""
+    forward = getattr(torch.ops.attn_tiled, f"{name}_forward")
     out, lse = forward(_last_contiguous(q), _last_contiguous(k), _last_contiguous(v), scale, low, high)
     return out, lse
 
@@ -80,7 +124,7 @@ def _last_contiguous(x: Tensor) -> Tensor:
     return x if x.dim() == 0 or x.stride(-1) == 1 or x.size(-1) == 1 else x.contiguous()
 
 
-def _empty_in_order_of(like: Tensor) -> Tensor:
+def empty_in_order_of(like: Tensor) -> Tensor:
     """The twin of ``empty_in_order_of`` in ``csrc/arguments.h``: a bshd view gives a bshd view."""
     if like.stride(1) < like.stride(2):
         return like.new_empty([like.shape[i] for i in (0, 2, 1, 3)]).transpose(1, 2)
@@ -88,7 +132,7 @@ def _empty_in_order_of(like: Tensor) -> Tensor:
 
 
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, scale: float, low: int, high: int) -> tuple[Tensor, Tensor]:
-    return _empty_in_order_of(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    return empty_in_order_of(q), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 def _fake_backward(
@@ -103,7 +147,7 @@ def _fake_backward(
     low: int,
     high: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_in_order_of(q), _empty_in_order_of(k), _empty_in_order_of(v)
+    return empty_in_order_of(q), empty_in_order_of(k), empty_in_order_of(v)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -112,14 +156,15 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(q, k, v, *output)
 
 
-def _differentiate(family: Family) -> Any:
+def _differentiate(backward_names: Sequence[str]) -> Any:
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         if dout is None and dlse is None:
             return (None,) * 6
         dout = torch.zeros_like(out) if dout is None else _last_contiguous(dout)
         dlse = None if dlse is None else dlse.contiguous()
-        operator = getattr(torch.ops.attn_tiled, f"{family.name}_backward")
+        wanted = -1 if torch.are_deterministic_algorithms_enabled() else 0
+        operator = getattr(torch.ops.attn_tiled, backward_names[wanted])
         grads = operator(dout, q, k, v, out, lse, dlse, ctx.scale, ctx.low, ctx.high)
         return (*grads, None, None, None)
 

@@ -97,14 +97,18 @@ class _Member:
 
 
 def measure_group(
-    impls: Sequence[Implementation], problem: Problem, direction: Direction, instruments: Instruments
+    impls: Sequence[Implementation],
+    problem: Problem,
+    direction: Direction,
+    instruments: Instruments,
+    draw: Callable[[Problem, torch.device], Inputs] = Inputs,
 ) -> list[Measured | Unavailable | None]:
     """Check each of ``impls`` on ``problem``, time those that are right in turns, then take memory and kernel names.
 
-    They share the inputs, which are drawn for this call and proved unchanged after each check. A problem outside the
-    capabilities is ``unsupported``, too little memory is ``oom``, a device that kept waiting for the host is
-    ``host_bound``, a median that stayed too uncertain is ``noisy``, and a wrong result, another kernel than the
-    declared one or anything raised is ``error``; each with its reason.
+    They share the inputs, which ``draw`` gives for this call and which are proved unchanged after each check. A
+    problem outside the capabilities is ``unsupported``, too little memory is ``oom``, a device that kept waiting for
+    the host is ``host_bound``, a median that stayed too uncertain is ``noisy``, and a wrong result, another kernel than
+    the declared one or anything raised is ``error``; each with its reason.
 
     Returns:
         One outcome for each implementation, in order; :class:`~attn_impls.Unavailable` for one that turned out not to
@@ -128,7 +132,7 @@ def measure_group(
         # Not an error where the user turns warnings into errors for tests of their own.
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        _Group(members, problem, direction, instruments).measure()
+        _Group(members, problem, direction, instruments, draw).measure()
     return [member.outcome() for member in members]
 
 
@@ -136,8 +140,14 @@ class _Group:
     """The steps of a measurement, each for all members before the next."""
 
     def __init__(
-        self, members: list[_Member], problem: Problem, direction: Direction, instruments: Instruments
+        self,
+        members: list[_Member],
+        problem: Problem,
+        direction: Direction,
+        instruments: Instruments,
+        draw: Callable[[Problem, torch.device], Inputs],
     ) -> None:
+        self._draw = draw
         self._members = members
         self._problem = problem
         self._direction = direction
@@ -152,7 +162,7 @@ class _Group:
             with self._guard(member):
                 # Drawn for the first, and again where there was no memory for it or somebody changed it.
                 if inputs is None or inputs.changed() is not None:
-                    inputs = Inputs(self._problem, self._device)
+                    inputs = self._draw(self._problem, self._device)
                 member.checked = check(member.impl, self._problem, inputs, self._direction, self._device)
         if inputs is None:
             return

@@ -51,7 +51,7 @@ def test_the_list_of_known_failures_matches_the_suite(pytester: pytest.Pytester)
     run(pytester, *arguments).assert_outcomes(skipped=2, deselected=21)
 
 
-@pytest.mark.parametrize("page", [*PAGES, "examples/my_attention_kernels/README.md"])
+@pytest.mark.parametrize("page", [*PAGES, "docs/ladder.md", "examples/my_attention_kernels/README.md"])
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
     for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):

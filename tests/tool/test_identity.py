@@ -50,7 +50,19 @@ FAMILIES = {
         "void flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<Flash_bwd_kernel_traits<64, 128, 128, ...",
     ),
     "flex": ("triton_tem_fused_flex_attention_0", "triton_tem_fused_flex_attention_backward_1"),
-    "tiled-smem": ("void attn::(anonymous namespace)::smem_forward_kernel<__half>(attn::Arguments)",),
+    "triton": ("attn_triton_forward", "attn_triton_backward_kv", "attn_triton_backward_q"),
+    **{
+        f"tiled-{rung}": (
+            f"void attn::(anonymous namespace)::{rung}_forward_kernel<__half>(attn::ForwardParams<__half>)",
+        )
+        for rung in ("global", "smem", "pad", "coalesced", "unroll", "regs")
+    },
+    "tiled-mma": ("void attn::(anonymous namespace)::mma_forward_kernel<__half, 64>(attn::ForwardParams<__half>)",),
+    "tiled-async": (
+        "void attn::async_forward_kernel<__nv_bfloat16, attn::AsyncForward<64> >(attn::ForwardParams<__nv_bfloat16>)",
+        "void attn::async_backward_prepare_kernel<__nv_bfloat16>(attn::BackwardParams<__nv_bfloat16>)",
+        "void attn::async_backward_keys_kernel<__nv_bfloat16, attn::AsyncBackward<64>, 7>(attn::BackwardParams<...",
+    ),
 }
 CLAIMS = sorted(FAMILIES)
 # What runs beside each of them, and proves nothing.

@@ -26,9 +26,21 @@ def change(problem: Problem, **changes: object) -> Problem:
 def test_ours_in_the_order_of_charts() -> None:
     registry = discover()
     names = list(registry)
-    first = ["naive", "sdpa-math", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "flash-attn", "flash-attn-4", "flex"]
+    first = [
+        "naive",
+        "sdpa-math",
+        "sdpa-flash",
+        "sdpa-efficient",
+        "sdpa-cudnn",
+        "flash-attn",
+        "flash-attn-4",
+        "flex",
+        "triton",
+    ]
     assert names[: len(first)] == first
-    assert {"tiled-torch", "tiled-seq", "tiled-cpu", "tiled-smem"} <= set(names)
+    rungs = ["tiled-global", "tiled-smem", "tiled-pad", "tiled-coalesced", "tiled-unroll", "tiled-regs"]
+    rungs += ["tiled-mma", "tiled-async"]
+    assert names[len(first) :] == ["tiled-torch", "tiled-seq", "tiled-cpu", *rungs]
     assert all(name == impl.name and impl.summary for name, impl in registry.items())
     assert len(registry) == len(names)
 

@@ -13,6 +13,8 @@
 
 namespace attn {
 
+constexpr int64_t kSharedBytesWithoutAsking = 48 * 1024;  // of a block
+
 inline void check_cuda(cudaError_t status, const char* what) {
   STD_TORCH_CHECK(status == cudaSuccess, what, " failed: ", cudaGetErrorString(status));
 }
@@ -36,6 +38,11 @@ void launch(const Tensor& on, int64_t blocks, dim3 threads, int64_t shared_bytes
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = threads;
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  if (shared_bytes > kSharedBytesWithoutAsking) {
+    check_cuda(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+        "asking for shared memory");
+  }
   config.stream = current_stream(on.get_device_index());
   check_cuda(cudaLaunchKernelEx(&config, kernel, std::move(args)...), "the kernel launch");
 }
@@ -51,6 +58,13 @@ void with_device_type(const Tensor& tensor, const Body& body) {
     default:
       return body(float{});
   }
+}
+
+// The same for kernels that take 16-bit elements only; the caller has refused float.
+template <typename Body>
+void with_half_type(const Tensor& tensor, const Body& body) {
+  if (tensor.scalar_type() == ScalarType::BFloat16) return body(__nv_bfloat16{});
+  return body(__half{});
 }
 
 }  // namespace attn

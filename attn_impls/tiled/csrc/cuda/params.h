@@ -8,6 +8,8 @@
 
 namespace attn {
 
+constexpr int kMostHeadDim = 128;  // of the fp32 rungs
+
 template <typename T>
 struct ForwardParams {
   Shape shape;
