@@ -197,7 +197,9 @@ def independent_heads(attention: Attention, problem: Problem, x: Tensors, genera
 def constant_values(attention: Attention, problem: Problem, x: Tensors, generator: torch.Generator) -> Relation:
     """Where all values are one vector, that vector comes back: the weights of a row add up to 1.
 
-    Every mask; a row without a visible key gives 0.
+    Every mask; a row without a visible key gives 0. Where the weights are alike too, the terms of a sum in fp32 round
+    the same way, one after the other, and not at random: added one by one they may be off by kv_len roundings (Higham,
+    Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.2), which the budget has on top.
     """
     v = x.v[:, :, :1].expand_as(x.v)
     out = attention(problem, x.q, x.k, v)
@@ -206,7 +208,8 @@ def constant_values(attention: Attention, problem: Problem, x: Tensors, generato
     first = row * 0 if low is None else (row + low).clamp(min=0)
     last = row * 0 + problem.kv_len - 1 if high is None else (row + high).clamp(max=problem.kv_len - 1)
     vector = v[:, :, :1].double().repeat_interleave(problem.heads // problem.kv_heads, dim=1)
-    return Relation(out, vector * (first <= last)[:, None], attention.budget(problem, x.q, x.k, v))
+    one_by_one = problem.kv_len * torch.finfo(torch.float32).eps / 2 * vector.abs()
+    return Relation(out, vector * (first <= last)[:, None], attention.budget(problem, x.q, x.k, v) + one_by_one)
 
 
 @_metamorphic(lambda problem: replace(problem, softcap=None))

@@ -63,6 +63,24 @@ def test_each_catches_what_it_is_for(fault: str, name: str) -> None:
     assert all(verdict is not None and verdict.ok for verdict in kept)
 
 
+def one_by_one(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
+    """A right kernel with one sum for all keys, in fp32: no tree, no partial sums, divided at the end."""
+    logits = q @ k.mT * problem.softmax_scale
+    weights = (logits - logits.amax(-1, keepdim=True)).exp()
+    out, total = torch.zeros_like(q), torch.zeros_like(q[..., :1])
+    for key in range(problem.kv_len):
+        out += weights[..., key, None] * v[:, :, key, None]
+        total += weights[..., key, None]
+    return out / total
+
+
+def test_equal_terms_that_all_round_the_same_way_are_right() -> None:
+    case = Case(Problem(1, 1, 1, 511, 511, 16, "fp32", FULL), "tiny", 0)
+    verdict = judge_property(replace(RIGHT, name="one-by-one", fn=one_by_one), "constant_values", case, CPU)
+    assert verdict is not None
+    assert verdict.ok, verdict.explain()
+
+
 def test_what_it_says() -> None:
     found = verdict(FAULTS["mask after softmax"], "constant_values")
     lines = found.explain().splitlines()
