@@ -24,3 +24,7 @@ perf lab5 --attn-grid lab5 "${peers[@]/#/--attn-impl=}" -k "not (flash-attn and 
 correctness correctness -k "not flash-attn and not flex"
 correctness correctness-flash-attn -k "flash-attn and not flash-attn-4"
 perf hw4 --attn-grid hw4 --attn-direction fwd -k "not tiled-torch and not flex"
+library=(naive sdpa-flash sdpa-efficient sdpa-cudnn flash-attn)
+paper=(--attn-grid fa-paper --attn-direction fwd,bwd -k "not (flash-attn and d256)")
+perf fa-paper "${paper[@]}" "${library[@]/#/--attn-impl=}"
+perf fa-paper-tiled "${paper[@]}" --attn-brief "${library[@]/#/--attn-impl=}" --attn-impl=tiled-mma --attn-impl=tiled-async
