@@ -212,7 +212,8 @@ def _memory_growth(sweeps: list[Sweep]) -> Iterator[str]:
             return
         grown = [f"{times(growth[series])} for {short(series, 40)}" for series in (base[0], growth.index[0])]
         span = f"From length {low} to {high} ({times(high / low)})"
-        yield f"{span}, memory {DIRECTIONS[direction]} grows {' and '.join(grown)}."
+        place = f"({mask_words(sweep.masks[0])} mask; {sweep.fixed})"
+        yield f"{span}, memory {DIRECTIONS[direction]} grows {' and '.join(grown)} {place}."
 
 
 def _causal(frame: pd.DataFrame, sweeps: list[Sweep]) -> Iterator[str]:
@@ -228,9 +229,12 @@ def _causal(frame: pd.DataFrame, sweeps: list[Sweep]) -> Iterator[str]:
         longest = ratio.index.get_level_values(0).max()
         here = ratio.xs(longest).sort_values(ascending=False, kind="stable")
         best, worst = here.index[0], here.index[-1]
-        said = f"{times(here.iloc[0])} for {short(best, 40)}"
+        said = f"{times(here.iloc[0])} as fast for {short(best, 40)}"
         said += f", {times(here.iloc[-1])} for {short(worst, 40)}" if len(here) > 1 else ""
-        yield f"Causal over full forward at length {longest}: {said}. Skipping what is masked gains nearly 2×."
+        yield (
+            f"A causal mask makes forward at length {longest} {said} ({sweep.fixed}); "
+            "skipping all that is masked would gain nearly 2×."
+        )
 
 
 def _top_speed(frame: pd.DataFrame) -> Iterator[str]:
