@@ -124,5 +124,15 @@ def test_two_runs_are_compared_first() -> None:
     assert "no measurement in common" in said(before, other)[0]
 
 
+def test_no_implementation_leads_over_itself_in_another_run() -> None:
+    # The same times twice: sorted by name, the second run would win everything, with a lead of nothing.
+    twice = said(made(source="b.json"), made(source="a.json"))
+    for name in ("b", "a"):
+        (lead,) = (each for each in twice if each.startswith(f"sdpa-cudnn · {name} is"))
+        assert "faster than naive forward" in lead
+        assert one(twice, f"Fastest forward by length: sdpa-cudnn · {name} up to 4096 and flash-attn-4 · {name}")
+        assert one(twice, f"Of 12 problems forward, the fastest is sdpa-cudnn · {name} in 8")
+
+
 def test_there_are_never_too_many() -> None:
     assert len(said(made())) <= MOST
