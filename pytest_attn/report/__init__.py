@@ -24,8 +24,9 @@ class MissingExtra(ImportError):
 def write_report(runs: Sequence[Run], directory: str | Path, left_out: Sequence[str] = ()) -> Path:
     """Write ``index.html``, ``figures/*.svg`` and ``*.png``, ``results.csv`` and ``results.md`` into ``directory``.
 
-    Records of another contract than most have are left out, which the page says. The same runs give the same bytes. The directory is made when it is missing. Files of a former report are replaced,
-    and its figures that this one does not have are removed unless someone changed them; nothing else is touched.
+    The same runs give the same bytes. Records of another contract than most have are left out, which the page says. The
+    directory is made when it is missing. Files of a former report are replaced, and its figures that this one does not
+    have are removed unless someone changed them; nothing else is touched.
 
     Args:
         runs: one run, or several whose records then carry the machine or the file as a label.

@@ -11,7 +11,7 @@ from pytest_attn.report.words import clean, count, listed, short
 
 
 def one_contract(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Return ``runs`` with the records of the contract that most have, and a sentence for each run on what was left out.
+    """Return ``runs`` with the records of the contract that most have, and sentences on what was left out.
 
     Raises :class:`~pytest_attn.perf.record.BadRun` when a run would keep no record: then the runs do not belong
     together, and each can have a report of its own.

@@ -77,17 +77,23 @@ def records_frame(runs: Sequence[Run]) -> pd.DataFrame:
 
     On top of :data:`COLUMNS` it has ``series`` (what a line in a figure is: the implementation, and the run where
     there are several), ``tag`` (the series in a few letters), ``run_number``, ``tokens`` (batch * q_len), ``group``
-    (heads / kv_heads), ``flops``, ``min_bytes``, ``device_bytes`` (memory of the device, where the run says it) and
-    ``ok``, and ``record`` (its row). What is no finite number from 0 is missing, and no record is ``ok`` without a time
-    above zero.
+    (heads / kv_heads), ``flops``, ``min_bytes``, ``device`` (its name), ``device_bytes`` (its memory, where the run
+    says it) and ``ok``, and ``record`` (its row). What is no finite number from 0 is missing, and no record is ``ok``
+    without a time above zero.
     """
     labels = run_labels(runs)
     rows = [
-        {**_row(record), "run": label, "run_number": number, "device_bytes": run.machine.get("memory_bytes")}
+        {
+            **_row(record),
+            "run": label,
+            "run_number": number,
+            "device": clean(run.machine.get("device") or ""),
+            "device_bytes": run.machine.get("memory_bytes"),
+        }
         for number, (run, label) in enumerate(zip(runs, labels, strict=True))
         for record in run.records
     ]
-    extra = ("run_number", "tokens", "group", "flops", "min_bytes", "device_bytes")
+    extra = ("run_number", "tokens", "group", "flops", "min_bytes", "device", "device_bytes")
     frame = pd.DataFrame(rows, columns=[name for name in (*COLUMNS, *extra) if name not in _DERIVED])
     for column in _NUMBERS:
         frame[column] = frame[column].map(_number).astype(float)

@@ -17,6 +17,7 @@ from attn_impls.problem import CAUSAL, FULL, Problem
 from pytest_attn.perf.record import Record, Run, Time
 from pytest_attn.report.draw import Sheet, settings
 from pytest_attn.report.figures.lines import MOST_LINES
+from pytest_attn.report.figures.roofline import Ceilings, ceilings
 from pytest_attn.report.forecast import forecast
 from pytest_attn.report.frame import records_frame
 from pytest_attn.report.planes import find_plane
@@ -75,17 +76,30 @@ def test_roofline_has_measured_and_datasheet_ceilings_and_stays_below() -> None:
     lines = {str(line.get_gid()): line for line in panel.ax.lines}
     frame = records_frame([run])
     assert max(lines["panel-0-measured"].get_ydata()) == pytest.approx(frame["tflops"].max())
-    assert lines["panel-0-datasheet"].get_ydata()[0] == pytest.approx(runs.PEAK / 1e12)
+    x, y = lines["panel-0-datasheet"].get_xydata().T
+    # 3350 GB/s of an H100 up to the knee, then its 989 TFLOP/s.
+    assert y == pytest.approx([3.35 * x[0], runs.PEAK / 1e12, runs.PEAK / 1e12], rel=1e-3)
+    assert x[1] == pytest.approx(989.4e3 / 3350, rel=1e-3)
     for name in ("naive", "sdpa-cudnn"):
         x, y = lines[f"panel-0-series-{name}"].get_xydata().T
         roof = [min(frame["tflops"].max(), frame["gbps"].max() * each / 1e3) for each in x]
         assert (y <= [each * 1.0001 for each in roof]).all()
         assert len(x) >= 6
     assert f"{frame['tflops'].max():.0f} TFLOP/s" in panel.alt
+    assert "the datasheet's 989 TFLOP/s and 3350 GB/s" in panel.alt
 
 
-def test_roofline_without_percent_of_peak_has_no_datasheet_line() -> None:
-    run = runs.grid_run("fa-paper", ("naive", "sdpa-cudnn"), directions=("fwd",), telemetry=False)
+def test_roofline_of_an_unknown_device_or_of_two_has_no_datasheet_line() -> None:
+    options = {"directions": ("fwd",), "telemetry": False}
+    run, other = (
+        runs.grid_run("fa-paper", ("naive", "sdpa-cudnn"), device=device, source=device, **options)
+        for device in ("Some GPU 9000", "NVIDIA H200")
+    )
+    frame = records_frame([run, other])
+    assert ceilings(frame) == Ceilings(frame["tflops"].max(), frame["gbps"].max(), None, None)
+    known = ceilings(frame[frame["device"] == "NVIDIA H200"])
+    assert known is not None
+    assert (known.datasheet, known.bandwidth) == (989.4, 4800)
     made = sheets(run)
     assert not [line for line in made["roofline-fwd"].panels[0].ax.lines if "datasheet" in str(line.get_gid())]
     assert "peak-at-clock-by-seq-fwd" not in made
