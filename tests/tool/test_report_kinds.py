@@ -127,6 +127,27 @@ def test_map_names_the_fastest_with_its_lead_and_says_level_where_spreads_overla
     assert made.hints["panel-0-cell-1-0"] == "D64 S1024: flex, 4.0× over sdpa-flash"
 
 
+def test_a_small_lead_is_no_lead_of_one() -> None:
+    def change(record: Record) -> Record:
+        median = 1.0 if record.impl == "flex" else 1.03
+        return dataclasses.replace(record, time_s=Time(median, median - 0.001, median + 0.001, 9))
+
+    run = runs.grid_run("fa-paper", ("sdpa-flash", "flex"), directions=("fwd",), change=change)
+    assert texts(sheets(run, only="fastest")["fastest-by-shape-fwd"]).count("1.03×") == 18
+
+
+def test_a_point_that_all_refused_is_no_edge_of_the_axis() -> None:
+    def change(record: Record) -> Record:
+        refused = dataclasses.replace(record, status="unsupported", reason="no", time_s=None, memory=None)
+        return refused if record.problem.q_len == 4096 else record
+
+    problems = [problem for problem in LENGTHS if problem.mask == FULL]
+    run = runs.run_of_problems(problems, ("sdpa-flash", "flex"), directions=("fwd",), change=change)
+    made = sheets(run, only="seq")["time-by-seq-fwd"]
+    assert made.panels[0].ax.get_xlim()[0] > 4096
+    assert any(note.startswith("Not drawn, unsupported") for note in made.notes)
+
+
 @pytest.mark.parametrize(
     ("grid", "rows", "columns"), [("lab5", 4, 6), ("fa-paper", 3, 6), ("models", 6, 5), ("hw4", 1, 4), ("smoke", 3, 3)]
 )

@@ -86,7 +86,9 @@ def _draw(made: Sheet, panel: Panel, rows: pd.DataFrame, plane: Plane) -> None:
             ax.add_patch(Rectangle((x, y), 1, 1, facecolor=style.light, alpha=0.18, edgecolor="none", gid=gid))
             ax.add_patch(Rectangle((x, y), 1, 1, facecolor="none", edgecolor=PAPER, linewidth=1.5))
             ax.plot([x + 0.5], [y + 0.3], color=style.light, marker=style.marker, ms=5.5, mfc=fill(cell), ls="none")
-            lead = "≈" if cell["level"] else times(cell["lead"]) if cell["lead"] > 0 else "–"
+            # A lead of two digits would be 1.0× where the spreads say that there is one.
+            factor = times(cell["lead"], 3 if cell["lead"] < 1.1 else 2) if cell["lead"] > 0 else "–"
+            lead = "≈" if cell["level"] else factor
             ax.text(x + 0.5, y + 0.74, lead, size=7.5, color=INK, ha="center", va="center_baseline")
             second = f" over {short(cell['second'], 40)}" if cell["lead"] > 0 else ""
             words = f"level with {short(cell['second'], 40)}" if cell["level"] else f"{lead}{second}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -155,7 +156,7 @@ def _ceiling_lines(ax: Axes, gid: str, limits: Ceilings, left: float, right: flo
         return
     knees = [] if limits.datasheet is None or limits.bandwidth is None else [limits.datasheet * 1e3 / limits.bandwidth]
     xs = [left, *(knee for knee in knees if left < knee < right), right]
-    dashes = {"color": FAINT, "lw": 0.9, "ls": (0, (4, 3)), "gid": f"{gid}-datasheet"}
+    dashes: dict[str, Any] = {"color": FAINT, "lw": 0.9, "ls": (0, (4, 3)), "gid": f"{gid}-datasheet"}
     ax.plot(xs, [limits.promised(x) for x in xs], **dashes, scaley=False)
     if limits.datasheet is not None:
         _name(ax, right, limits.datasheet, f"datasheet: {_promise(limits)}")
