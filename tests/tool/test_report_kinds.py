@@ -127,6 +127,34 @@ def test_map_names_the_fastest_with_its_lead_and_says_level_where_spreads_overla
     assert made.hints["panel-0-cell-1-0"] == "D64 S1024: flex, 4.0× over sdpa-flash"
 
 
+def test_each_run_has_a_map_of_its_own_and_masks_choose_panels() -> None:
+    before, after = two_runs({"sdpa-flash": 0.01})
+    made = sheets(before, after, only="fastest")["fastest-by-shape-fwd"]
+    assert [(panel.title[22:], panel.mask) for panel in made.panels] == [
+        *(
+            ("full mask, A", "full"),
+            ("causal mask, A", "causal"),
+            ("full mask, B", "full"),
+            ("causal mask, B", "causal"),
+        )
+    ]
+    wins = ["sdpa-flash" in panel.alt.split("Fastest: ")[1].split(".")[0] for panel in made.panels]
+    assert wins[2:] == [True, True]
+    for panel in made.panels:
+        others = " · after" if panel.title.endswith("A") else " · before"
+        assert others not in panel.alt
+
+
+def test_ticks_of_factors_do_not_stand_on_each_other() -> None:
+    made = sheets(*two_runs({"flex": 0.8}), only="runs")["speed-up-b-over-a-fwd"]
+    for panel in made.panels:
+        ax = panel.ax
+        width = ax.get_position().width * made.figure.get_figwidth()
+        places = [ax.transAxes.inverted().transform(ax.transData.transform((tick, 0)))[0] for tick in ax.get_xticks()]
+        assert 1.0 in ax.get_xticks()
+        assert all(abs(a - b) * width > 0.3 for a in places for b in places if a != b)
+
+
 def test_a_small_lead_is_no_lead_of_one() -> None:
     def change(record: Record) -> Record:
         median = 1.0 if record.impl == "flex" else 1.03
