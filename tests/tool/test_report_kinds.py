@@ -204,6 +204,20 @@ def test_memory_where_it_ran_out_is_predicted_from_what_was_measured() -> None:
     assert "predicted 256 GiB at 32768" in sheet.panels[0].alt
 
 
+def test_a_prediction_under_the_devices_memory_says_what_it_leaves_out() -> None:
+    def change(record: Record) -> Record:
+        gone = record.impl == "naive" and record.problem.q_len == 16384
+        return dataclasses.replace(record, status="oom", reason="full", time_s=None, memory=None) if gone else record
+
+    problems = [Problem(1, 8, 8, s, s, 64, "bf16", FULL) for s in (1024, 2048, 4096, 8192, 16384)]
+    for memory, said in ((80 * 2**30, 1), (2**30, 0)):
+        run = runs.run_of_problems(problems, ("naive", "flex"), directions=("fwd",), change=change)
+        run = dataclasses.replace(run, machine={**run.machine, "memory_bytes": memory})
+        notes = sheets(run, only="seq")["memory-by-seq-fwd"].notes
+        assert any(note.startswith("Predicted where memory ran out: naive") for note in notes)
+        assert sum(note.startswith("A prediction under the device's memory") for note in notes) == said
+
+
 def test_memory_that_follows_no_formula_is_not_predicted() -> None:
     def change(record: Record) -> Record:
         if record.memory is None:

@@ -90,6 +90,11 @@ def sweep_sheet(
     made.notes += _notes(rows, values, masks, sweep)
     if forecast:
         made.notes += _predictions(forecast, order, direction, masks)
+        if any(value < level.value for value in shown for level in levels):
+            made.notes.append(
+                "A prediction under the device's memory is of the tensors of one call: inputs, what else the process "
+                "held, and gaps between blocks come on top."
+            )
     if left_out:
         made.notes.append(f"Drawn are the {MOST_LINES} best; in results.csv: {listed(left_out, 6)}.")
     return made
