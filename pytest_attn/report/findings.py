@@ -105,7 +105,10 @@ def _leaders(frame: pd.DataFrame, headline: str | None) -> Iterator[str]:
         good = here[here["ok"]].sort_values(["time", "series"])
         best = good.iloc[0]
         where = f"at {problem_words(best)}" if number == 0 else "at the same problem"
-        yield f"{_lead(here, good, DIRECTIONS[direction])} {where}{_memory_words(best)}."
+        lead = _lead(here, good, DIRECTIONS[direction])
+        # Of two that are level, "it" would be either.
+        who = (short(best["series"], 40), f"{BASELINE}'s") if " are level " in lead else ("it", "its")
+        yield f"{lead} {where}{_memory_words(best, *who)}."
 
 
 def _lead(here: pd.DataFrame, good: pd.DataFrame, direction: str) -> str:
@@ -134,16 +137,16 @@ def _lead(here: pd.DataFrame, good: pd.DataFrame, direction: str) -> str:
     return f"{name} is the only one measured {direction}"
 
 
-def _memory_words(best: pd.Series) -> str:
+def _memory_words(best: pd.Series, who: str, whose: str) -> str:
     if best["impl"] == BASELINE or not best["memory_share"] > 0:
         return ""
     if best["memory_share"] >= 0.995:
         return (
-            f"; it needs {times(best['memory_share'])} its memory"
+            f"; {who} needs {times(best['memory_share'])} {whose} memory"
             if best["memory_share"] > 1.005
             else "; both need the same memory"
         )
-    return f"; it needs {percent(best['memory_share'])} of its memory"
+    return f"; {who} needs {percent(best['memory_share'])} of {whose} memory"
 
 
 def _by_sequence(sweeps: list[Sweep], run: pd.DataFrame) -> Iterator[str]:

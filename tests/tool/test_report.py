@@ -317,7 +317,9 @@ def test_findings_call_overlapping_spreads_level() -> None:
     def level(record: Record) -> Record:
         return dataclasses.replace(record, time_s=Time(1e-3 if record.impl == "naive" else 0.99e-3, 0.9e-3, 1.1e-3, 9))
 
-    assert sentences(make_run(seq_problems(64), change=level))[0].startswith("sdpa-flash and naive are level forward")
+    said = sentences(make_run(seq_problems(64), change=level))[0]
+    assert said.startswith("sdpa-flash and naive are level forward")
+    assert re.search(r"; sdpa-flash needs [\d.]+ % of naive's memory\.$", said)
 
 
 def test_findings_count_what_failed() -> None:

@@ -250,6 +250,18 @@ def test_accuracy_stands_over_speed_with_the_limit() -> None:
     assert [line.get_ydata()[0] for line in panel.ax.lines if str(line.get_gid()).endswith("limit")] == [1.0]
 
 
+def test_percent_of_peak_is_that_at_the_clock_with_the_spread_of_the_speed() -> None:
+    run = runs.grid_run("fa-paper", ("naive", "sdpa-cudnn"), directions=("fwd",))
+    ax = sheets(run, only="roofline")["peak-at-clock-by-seq-fwd"].panels[0].ax
+    drawn = next(line for line in ax.lines if line.get_gid() == "panel-0-series-sdpa-cudnn").get_ydata()
+    at_clock = {r.percent_of_peak_at_clock for r in run.records if r.impl == "sdpa-cudnn"}
+    assert set(drawn) <= at_clock
+    assert not set(drawn) & {r.percent_of_peak for r in run.records}
+    frame = records_frame([run])
+    spread = frame["peak_at_clock_p90"] / frame["percent_of_peak_at_clock"]
+    assert spread.to_numpy() == pytest.approx((frame["time"] / frame["time_p10"]).to_numpy())
+
+
 def test_energy_is_per_token_and_backward_is_over_forward() -> None:
     frame = records_frame([runs.grid_run("lab5", ("naive", "flex"))])
     row = frame[(frame["impl"] == "flex") & (frame["direction"] == "bwd")].iloc[0]
