@@ -33,8 +33,11 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"{each.source} holds no records")
     from pytest_attn.perf.record import BadRun
     from pytest_attn.report import MissingExtra, write_report
+    from pytest_attn.report.contracts import one_contract
 
     try:
+        runs, others = one_contract(runs)
+        left_out += others
         page = write_report(runs, arguments.output, left_out)
     except (BadRun, MissingExtra, OSError) as error:  # each is a sentence
         raise UserError(str(error)) from None

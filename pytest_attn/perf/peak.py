@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from pytest_attn.perf.datasheet import nominal_tflops
+
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
@@ -26,22 +28,6 @@ _PER_SM: dict[tuple[int, int], Arithmetic] = {
     (9, 0): Arithmetic(half=4096, single=256),
     (10, 0): Arithmetic(half=8192, single=256),
 }
-
-# Dense TFLOP/s by NVIDIA's datasheets, by the beginning of the device's name: (16 bit, fp32).
-_DATASHEET: dict[str, tuple[float, float]] = {
-    "NVIDIA A100": (312.0, 19.5),
-    "NVIDIA H100 80GB HBM3": (989.4, 66.9),
-    "NVIDIA H100 PCIe": (756.0, 51.0),
-    "NVIDIA H200": (989.4, 66.9),
-}
-
-
-def nominal_tflops(name: str, dtype: str) -> float | None:
-    """Return the datasheet's dense TFLOP/s of the device called ``name``; ``None`` for one that is not listed."""
-    for prefix, (half, single) in _DATASHEET.items():
-        if name.startswith(prefix):
-            return single if dtype == "fp32" else half
-    return None
 
 
 def tflops_at(capability: tuple[int, int], multiprocessors: int, sm_mhz: float, dtype: str) -> float | None:

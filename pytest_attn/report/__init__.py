@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_attn.perf.record import BadRun, Run
+from pytest_attn.report.contracts import one_contract
 from pytest_attn.report.folder import write_files
 
 __all__ = ["MissingExtra", "write_report"]
@@ -23,8 +24,9 @@ class MissingExtra(ImportError):
 def write_report(runs: Sequence[Run], directory: str | Path, left_out: Sequence[str] = ()) -> Path:
     """Write ``index.html``, ``figures/*.svg`` and ``*.png``, ``results.csv`` and ``results.md`` into ``directory``.
 
-    The same runs give the same bytes. The directory is made when it is missing. Files of a former report are replaced,
-    and its figures that this one does not have are removed unless someone changed them; nothing else is touched.
+    The same runs give the same bytes. Records of another contract than most have are left out, which the page says. The
+    directory is made when it is missing. Files of a former report are replaced, and its figures that this one does not
+    have are removed unless someone changed them; nothing else is touched.
 
     Args:
         runs: one run, or several whose records then carry the machine or the file as a label.
@@ -35,7 +37,7 @@ def write_report(runs: Sequence[Run], directory: str | Path, left_out: Sequence[
         The path of ``index.html``.
 
     Raises:
-        BadRun: ``runs`` is empty, or holds records of different contracts, which must not be compared.
+        BadRun: ``runs`` is empty, or two of them share no contract, so that they must not be compared.
         MissingExtra: matplotlib, pandas or Jinja is not installed.
         OSError: the directory cannot be written, or holds files of these names that no report wrote; the message is a
             sentence.
@@ -50,6 +52,7 @@ def write_report(runs: Sequence[Run], directory: str | Path, left_out: Sequence[
             raise MissingExtra(message, name=module) from None
     from pytest_attn.report.build import build
 
+    kept, others = one_contract(runs)
     target = Path(directory)
-    write_files(target, build(runs, left_out))
+    write_files(target, build(kept, [*left_out, *others]))
     return target / "index.html"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -10,7 +11,7 @@ import pandas as pd
 from pytest_attn.report import further
 from pytest_attn.report.forecast import Forecast
 from pytest_attn.report.frame import series_order
-from pytest_attn.report.run_pairs import RunPair
+from pytest_attn.report.run_pairs import MOST_RUNS, RunPair
 from pytest_attn.report.style import BASELINE
 from pytest_attn.report.sweeps import Sweep
 from pytest_attn.report.words import (
@@ -51,9 +52,14 @@ def findings(
         )
     else:
         said += further.compared(pairs)
-        said += _leaders(frame, headline)
-        said += _by_sequence(sweeps["seq"])
-        said += _overall(frame)
+        # A run at a time: an implementation does not lead over itself in another run, nor on a slower machine.
+        runs = [frame[frame["run_number"] == number] for number in sorted(frame["run_number"].unique())[:MOST_RUNS]]
+        for rows in runs:
+            said += itertools.islice(_leaders(rows, headline), 2 if len(runs) == 1 else 1)
+        for rows in runs:
+            said += _by_sequence(sweeps["seq"], rows)
+        for rows in runs:
+            said += _overall(rows)
         said += _memory_growth(sweeps["seq"])
         said += _causal(frame, sweeps["seq"])
         said += further.backward(frame)
@@ -99,7 +105,10 @@ def _leaders(frame: pd.DataFrame, headline: str | None) -> Iterator[str]:
         good = here[here["ok"]].sort_values(["time", "series"])
         best = good.iloc[0]
         where = f"at {problem_words(best)}" if number == 0 else "at the same problem"
-        yield f"{_lead(here, good, DIRECTIONS[direction])} {where}{_memory_words(best)}."
+        lead = _lead(here, good, DIRECTIONS[direction])
+        # Of two that are level, "it" would be either.
+        who = (short(best["series"], 40), f"{BASELINE}'s") if " are level " in lead else ("it", "its")
+        yield f"{lead} {where}{_memory_words(best, *who)}."
 
 
 def _lead(here: pd.DataFrame, good: pd.DataFrame, direction: str) -> str:
@@ -128,23 +137,24 @@ def _lead(here: pd.DataFrame, good: pd.DataFrame, direction: str) -> str:
     return f"{name} is the only one measured {direction}"
 
 
-def _memory_words(best: pd.Series) -> str:
+def _memory_words(best: pd.Series, who: str, whose: str) -> str:
     if best["impl"] == BASELINE or not best["memory_share"] > 0:
         return ""
     if best["memory_share"] >= 0.995:
         return (
-            f"; it needs {times(best['memory_share'])} its memory"
+            f"; {who} needs {times(best['memory_share'])} {whose} memory"
             if best["memory_share"] > 1.005
             else "; both need the same memory"
         )
-    return f"; it needs {percent(best['memory_share'])} of its memory"
+    return f"; {who} needs {percent(best['memory_share'])} of {whose} memory"
 
 
-def _by_sequence(sweeps: list[Sweep]) -> Iterator[str]:
-    """Say which implementation leads over which range of sequence lengths, in the main sweep."""
+def _by_sequence(sweeps: list[Sweep], run: pd.DataFrame) -> Iterator[str]:
+    """Say which implementation leads over which range of sequence lengths, in the main sweep of the records ``run``."""
     for sweep in sweeps[:1]:
         mask = sweep.masks[-1] if "causal" not in sweep.masks else "causal"
         rows = sweep.frame[(sweep.frame["mask"] == mask) & (sweep.frame["direction"] == "fwd")]
+        rows = rows[rows["record"].isin(run["record"])]
         led: list[tuple[str, int, int]] = []
         for value, part in rows.groupby(sweep.axis.column):
             # One winner a point: a tie goes on with who led before, so that noise does not alternate.
@@ -190,7 +200,11 @@ def _overall(frame: pd.DataFrame) -> Iterator[str]:
     if len(ratios):
         factor = math.exp(sum(math.log(ratio) for ratio in ratios) / len(ratios))
         mean = f"; over {BASELINE}, {short(top[0][0], 40)} gains {times(factor)} in the geometric mean"
-    yield f"Of {count(len(first), 'problem')} forward, the fastest is {said}{mean}."
+    each = rows.drop_duplicates(["problem_id", "series"])
+    second = each[each.groupby("problem_id").cumcount() == 1].set_index("problem_id")["time_p10"]
+    level = int((second <= first.set_index("problem_id")["time_p90"].reindex(second.index)).sum())
+    ties = f", level with the second in {level}" if level else ""
+    yield f"Of {count(len(first), 'problem')} forward, the fastest is {said}{ties}{mean}."
 
 
 def _memory_growth(sweeps: list[Sweep]) -> Iterator[str]:
@@ -212,7 +226,8 @@ def _memory_growth(sweeps: list[Sweep]) -> Iterator[str]:
             return
         grown = [f"{times(growth[series])} for {short(series, 40)}" for series in (base[0], growth.index[0])]
         span = f"From length {low} to {high} ({times(high / low)})"
-        yield f"{span}, memory {DIRECTIONS[direction]} grows {' and '.join(grown)}."
+        place = f"({mask_words(sweep.masks[0])} mask; {sweep.fixed})"
+        yield f"{span}, memory {DIRECTIONS[direction]} grows {' and '.join(grown)} {place}."
 
 
 def _causal(frame: pd.DataFrame, sweeps: list[Sweep]) -> Iterator[str]:
@@ -228,9 +243,12 @@ def _causal(frame: pd.DataFrame, sweeps: list[Sweep]) -> Iterator[str]:
         longest = ratio.index.get_level_values(0).max()
         here = ratio.xs(longest).sort_values(ascending=False, kind="stable")
         best, worst = here.index[0], here.index[-1]
-        said = f"{times(here.iloc[0])} for {short(best, 40)}"
+        said = f"{times(here.iloc[0])} as fast for {short(best, 40)}"
         said += f", {times(here.iloc[-1])} for {short(worst, 40)}" if len(here) > 1 else ""
-        yield f"Causal over full forward at length {longest}: {said}. Skipping what is masked gains nearly 2×."
+        yield (
+            f"A causal mask makes forward at length {longest} {said} ({sweep.fixed}); "
+            "skipping all that is masked would gain nearly 2×."
+        )
 
 
 def _top_speed(frame: pd.DataFrame) -> Iterator[str]:

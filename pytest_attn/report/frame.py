@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from pytest_attn.perf.record import BadRun, Record, Run
+from pytest_attn.perf.record import Record, Run
 from pytest_attn.report.style import BASELINE, order
 from pytest_attn.report.words import clean, short
 
@@ -73,24 +73,27 @@ def run_letter(number: int) -> str:
 
 
 def records_frame(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return the tidy table of all records of ``runs``.
+    """Return the tidy table of all records of ``runs``, which are of one contract.
 
     On top of :data:`COLUMNS` it has ``series`` (what a line in a figure is: the implementation, and the run where
     there are several), ``tag`` (the series in a few letters), ``run_number``, ``tokens`` (batch * q_len), ``group``
-    (heads / kv_heads), ``flops``, ``min_bytes``, ``device_bytes`` (memory of the device, where the run says it) and
-    ``ok``, and ``record`` (its row). What is no finite number from 0 is missing, and no record is ``ok`` without a time
-    above zero.
-
-    Raises :class:`~pytest_attn.perf.record.BadRun` when records were measured under different contracts.
+    (heads / kv_heads), ``flops``, ``min_bytes``, ``device`` (its name), ``device_bytes`` (its memory, where the run
+    says it) and ``ok``, and ``record`` (its row). What is no finite number from 0 is missing, and no record is ``ok``
+    without a time above zero.
     """
-    _one_contract(runs)
     labels = run_labels(runs)
     rows = [
-        {**_row(record), "run": label, "run_number": number, "device_bytes": run.machine.get("memory_bytes")}
+        {
+            **_row(record),
+            "run": label,
+            "run_number": number,
+            "device": clean(run.machine.get("device") or ""),
+            "device_bytes": run.machine.get("memory_bytes"),
+        }
         for number, (run, label) in enumerate(zip(runs, labels, strict=True))
         for record in run.records
     ]
-    extra = ("run_number", "tokens", "group", "flops", "min_bytes", "device_bytes")
+    extra = ("run_number", "tokens", "group", "flops", "min_bytes", "device", "device_bytes")
     frame = pd.DataFrame(rows, columns=[name for name in (*COLUMNS, *extra) if name not in _DERIVED])
     for column in _NUMBERS:
         frame[column] = frame[column].map(_number).astype(float)
@@ -119,14 +122,6 @@ def series_order(frame: pd.DataFrame) -> list[str]:
 def to_csv(frame: pd.DataFrame) -> str:
     """Return ``results.csv``: every record, measured or not."""
     return str(frame[list(COLUMNS)].rename(columns=CSV_NAMES).to_csv(index=False, lineterminator="\n"))
-
-
-def _one_contract(runs: Sequence[Run]) -> None:
-    contracts = sorted({record.contract for run in runs for record in run.records})
-    if len(contracts) > 1:
-        source = ", ".join(clean(run.source) for run in runs if run.source) or "the run"
-        shown = ", ".join(repr(short(contract, 60)) for contract in contracts[:4])
-        raise BadRun(f"{source}: records of different contracts ({shown}) cannot be compared; make a report of each")
 
 
 def _number(value: object) -> float:

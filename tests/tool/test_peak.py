@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pytest_attn.perf.peak import nominal_tflops, percent_of_peak, tflops_at
+from pytest_attn.perf.datasheet import nominal_tflops
+from pytest_attn.perf.peak import percent_of_peak, tflops_at
 
 CUDA = torch.device("cuda", 0)
 

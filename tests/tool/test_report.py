@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import html
 import io
 import re
 import subprocess
@@ -316,7 +317,9 @@ def test_findings_call_overlapping_spreads_level() -> None:
     def level(record: Record) -> Record:
         return dataclasses.replace(record, time_s=Time(1e-3 if record.impl == "naive" else 0.99e-3, 0.9e-3, 1.1e-3, 9))
 
-    assert sentences(make_run(seq_problems(64), change=level))[0].startswith("sdpa-flash and naive are level forward")
+    said = sentences(make_run(seq_problems(64), change=level))[0]
+    assert said.startswith("sdpa-flash and naive are level forward")
+    assert re.search(r"; sdpa-flash needs [\d.]+ % of naive's memory\.$", said)
 
 
 def test_findings_count_what_failed() -> None:
@@ -344,11 +347,20 @@ def test_contracts_are_not_mixed(tmp_path: Path) -> None:
     def change(record: Record) -> Record:
         return dataclasses.replace(record, contract="events/1") if record.impl == "naive" else record
 
-    with pytest.raises(BadRun, match=r"run\.json: records of different contracts \('events/1', 'wall/1'\)"):
-        write_report([make_run(seq_problems(64), change=change)], tmp_path)
+    mixed, pure = (make_run(seq_problems(64, 128), change=each) for each in (change, lambda record: record))
+    left_out = "taken under 'events/1', which cannot be compared with 'wall/1'"
+    text = html.unescape(write_report([mixed], tmp_path / "one").read_text(encoding="utf-8"))
+    naive = sum(record.impl == "naive" for record in mixed.records)
+    assert f"run.json: {naive} of {len(mixed.records)} records left out: {left_out}" in text
+    with (tmp_path / "one" / "results.csv").open(newline="") as file:
+        assert {row["contract"] for row in csv.DictReader(file)} == {"wall/1"}
+    all_other = dataclasses.replace(mixed, records=tuple(r for r in mixed.records if r.impl == "naive"))
+    for runs in ([pure, all_other], [all_other, pure]):
+        with pytest.raises(BadRun, match=r"runs of different contracts \('events/1', 'wall/1'\).*a report of each"):
+            write_report(runs, tmp_path / "two")
     with pytest.raises(BadRun, match="no run"):
-        write_report([], tmp_path)
-    assert not list(tmp_path.iterdir())
+        write_report([], tmp_path / "two")
+    assert not (tmp_path / "two").exists()
 
 
 def test_two_runs_keep_colours_and_carry_labels(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from attn_impls.problem import CAUSAL, FULL, Problem
 from pytest_attn.perf.record import Record, Run, Time
 from pytest_attn.report.draw import Sheet, settings
 from pytest_attn.report.figures.lines import MOST_LINES
+from pytest_attn.report.figures.roofline import Ceilings, ceilings
 from pytest_attn.report.forecast import forecast
 from pytest_attn.report.frame import records_frame
 from pytest_attn.report.planes import find_plane
@@ -75,17 +76,30 @@ def test_roofline_has_measured_and_datasheet_ceilings_and_stays_below() -> None:
     lines = {str(line.get_gid()): line for line in panel.ax.lines}
     frame = records_frame([run])
     assert max(lines["panel-0-measured"].get_ydata()) == pytest.approx(frame["tflops"].max())
-    assert lines["panel-0-datasheet"].get_ydata()[0] == pytest.approx(runs.PEAK / 1e12)
+    x, y = lines["panel-0-datasheet"].get_xydata().T
+    # 3350 GB/s of an H100 up to the knee, then its 989 TFLOP/s.
+    assert y == pytest.approx([3.35 * x[0], runs.PEAK / 1e12, runs.PEAK / 1e12], rel=1e-3)
+    assert x[1] == pytest.approx(989.4e3 / 3350, rel=1e-3)
     for name in ("naive", "sdpa-cudnn"):
         x, y = lines[f"panel-0-series-{name}"].get_xydata().T
         roof = [min(frame["tflops"].max(), frame["gbps"].max() * each / 1e3) for each in x]
         assert (y <= [each * 1.0001 for each in roof]).all()
         assert len(x) >= 6
     assert f"{frame['tflops'].max():.0f} TFLOP/s" in panel.alt
+    assert "the datasheet's 989 TFLOP/s and 3350 GB/s" in panel.alt
 
 
-def test_roofline_without_percent_of_peak_has_no_datasheet_line() -> None:
-    run = runs.grid_run("fa-paper", ("naive", "sdpa-cudnn"), directions=("fwd",), telemetry=False)
+def test_roofline_of_an_unknown_device_or_of_two_has_no_datasheet_line() -> None:
+    options = {"directions": ("fwd",), "telemetry": False}
+    run, other = (
+        runs.grid_run("fa-paper", ("naive", "sdpa-cudnn"), device=device, source=device, **options)
+        for device in ("Some GPU 9000", "NVIDIA H200")
+    )
+    frame = records_frame([run, other])
+    assert ceilings(frame) == Ceilings(frame["tflops"].max(), frame["gbps"].max(), None, None)
+    known = ceilings(frame[frame["device"] == "NVIDIA H200"])
+    assert known is not None
+    assert (known.datasheet, known.bandwidth) == (989.4, 4800)
     made = sheets(run)
     assert not [line for line in made["roofline-fwd"].panels[0].ax.lines if "datasheet" in str(line.get_gid())]
     assert "peak-at-clock-by-seq-fwd" not in made
@@ -111,6 +125,55 @@ def test_map_names_the_fastest_with_its_lead_and_says_level_where_spreads_overla
         assert {line.get_marker() for line in panel.ax.lines} == {look("flex").marker}
         assert "Fastest: flex 18 times" in panel.alt
     assert made.hints["panel-0-cell-1-0"] == "D64 S1024: flex, 4.0× over sdpa-flash"
+
+
+def test_each_run_has_a_map_of_its_own_and_masks_choose_panels() -> None:
+    before, after = two_runs({"sdpa-flash": 0.01})
+    made = sheets(before, after, only="fastest")["fastest-by-shape-fwd"]
+    assert [(panel.title[22:], panel.mask) for panel in made.panels] == [
+        *(
+            ("full mask, A", "full"),
+            ("causal mask, A", "causal"),
+            ("full mask, B", "full"),
+            ("causal mask, B", "causal"),
+        )
+    ]
+    wins = ["sdpa-flash" in panel.alt.split("Fastest: ")[1].split(".")[0] for panel in made.panels]
+    assert wins[2:] == [True, True]
+    for panel in made.panels:
+        others = " · after" if panel.title.endswith("A") else " · before"
+        assert others not in panel.alt
+
+
+def test_ticks_of_factors_do_not_stand_on_each_other() -> None:
+    made = sheets(*two_runs({"flex": 0.8}), only="runs")["speed-up-b-over-a-fwd"]
+    for panel in made.panels:
+        ax = panel.ax
+        width = ax.get_position().width * made.figure.get_figwidth()
+        places = [ax.transAxes.inverted().transform(ax.transData.transform((tick, 0)))[0] for tick in ax.get_xticks()]
+        assert 1.0 in ax.get_xticks()
+        assert all(abs(a - b) * width > 0.3 for a in places for b in places if a != b)
+
+
+def test_a_small_lead_is_no_lead_of_one() -> None:
+    def change(record: Record) -> Record:
+        median = 1.0 if record.impl == "flex" else 1.03
+        return dataclasses.replace(record, time_s=Time(median, median - 0.001, median + 0.001, 9))
+
+    run = runs.grid_run("fa-paper", ("sdpa-flash", "flex"), directions=("fwd",), change=change)
+    assert texts(sheets(run, only="fastest")["fastest-by-shape-fwd"]).count("1.03×") == 18
+
+
+def test_a_point_that_all_refused_is_no_edge_of_the_axis() -> None:
+    def change(record: Record) -> Record:
+        refused = dataclasses.replace(record, status="unsupported", reason="no", time_s=None, memory=None)
+        return refused if record.problem.q_len == 4096 else record
+
+    problems = [problem for problem in LENGTHS if problem.mask == FULL]
+    run = runs.run_of_problems(problems, ("sdpa-flash", "flex"), directions=("fwd",), change=change)
+    made = sheets(run, only="seq")["time-by-seq-fwd"]
+    assert made.panels[0].ax.get_xlim()[0] > 4096
+    assert any(note.startswith("Not drawn, unsupported") for note in made.notes)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +202,20 @@ def test_memory_where_it_ran_out_is_predicted_from_what_was_measured() -> None:
     assert "device memory 80.0 GiB" in texts(sheet)
     assert any(note.startswith("Predicted where memory ran out: naive full as 2.0 × the score") for note in sheet.notes)
     assert "predicted 256 GiB at 32768" in sheet.panels[0].alt
+
+
+def test_a_prediction_under_the_devices_memory_says_what_it_leaves_out() -> None:
+    def change(record: Record) -> Record:
+        gone = record.impl == "naive" and record.problem.q_len == 16384
+        return dataclasses.replace(record, status="oom", reason="full", time_s=None, memory=None) if gone else record
+
+    problems = [Problem(1, 8, 8, s, s, 64, "bf16", FULL) for s in (1024, 2048, 4096, 8192, 16384)]
+    for memory, said in ((80 * 2**30, 1), (2**30, 0)):
+        run = runs.run_of_problems(problems, ("naive", "flex"), directions=("fwd",), change=change)
+        run = dataclasses.replace(run, machine={**run.machine, "memory_bytes": memory})
+        notes = sheets(run, only="seq")["memory-by-seq-fwd"].notes
+        assert any(note.startswith("Predicted where memory ran out: naive") for note in notes)
+        assert sum(note.startswith("A prediction under the device's memory") for note in notes) == said
 
 
 def test_memory_that_follows_no_formula_is_not_predicted() -> None:
@@ -171,6 +248,18 @@ def test_accuracy_stands_over_speed_with_the_limit() -> None:
     assert marks["naive"].get_xdata()[0] < 0.3
     assert marks["naive"].get_ydata()[0] == pytest.approx(0.5, rel=0.2)
     assert [line.get_ydata()[0] for line in panel.ax.lines if str(line.get_gid()).endswith("limit")] == [1.0]
+
+
+def test_percent_of_peak_is_that_at_the_clock_with_the_spread_of_the_speed() -> None:
+    run = runs.grid_run("fa-paper", ("naive", "sdpa-cudnn"), directions=("fwd",))
+    ax = sheets(run, only="roofline")["peak-at-clock-by-seq-fwd"].panels[0].ax
+    drawn = next(line for line in ax.lines if line.get_gid() == "panel-0-series-sdpa-cudnn").get_ydata()
+    at_clock = {r.percent_of_peak_at_clock for r in run.records if r.impl == "sdpa-cudnn"}
+    assert set(drawn) <= at_clock
+    assert not set(drawn) & {r.percent_of_peak for r in run.records}
+    frame = records_frame([run])
+    spread = frame["peak_at_clock_p90"] / frame["percent_of_peak_at_clock"]
+    assert spread.to_numpy() == pytest.approx((frame["time"] / frame["time_p10"]).to_numpy())
 
 
 def test_energy_is_per_token_and_backward_is_over_forward() -> None:

@@ -89,6 +89,53 @@ def test_backward_over_forward_follows_the_data() -> None:
     assert re.search(r"to \d\.\d× as long for naive", after)
 
 
+def test_what_a_causal_mask_gains_follows_the_data() -> None:
+    def skipping(record: Record) -> Record:
+        return timed(record, 0.1) if (record.impl, record.problem.mask) == ("sdpa-cudnn", CAUSAL) else record
+
+    sentence = one(said(made(skipping, directions=("fwd",))), "A causal mask makes forward at length 32768")
+    found = re.search(r"([\d.]+)× as fast for sdpa-cudnn, ([\d.]+)× for flash-attn-4 \(batch 4, 16 heads", sentence)
+    assert found
+    assert float(found[1]) > 10
+    assert 1 < float(found[2]) < 2.1
+
+
+def test_growth_of_memory_follows_the_data() -> None:
+    def flat(record: Record) -> Record:
+        if record.impl != "flash-attn-4" or record.memory is None:
+            return record
+        return dataclasses.replace(record, memory=dataclasses.replace(record.memory, peak_bytes=2**30))
+
+    sentence = one(said(made(flat, directions=("fwd",))), "From length 512 to 16384 (32×), memory forward grows")
+    found = re.search(r"grows (\d+)× for naive and 1\.0× for flash-attn-4 \(full mask; batch 4, 16 heads", sentence)
+    assert found
+    assert 500 < float(found[1]) <= 1024
+
+
+def test_the_mean_gain_is_geometric() -> None:
+    def halved(record: Record) -> Record:
+        median = {"naive": 4e-3, "flash-attn-4": 2e-3}.get(record.impl, 1e-3)
+        time = Time(median, median, median, 9)
+        fast = record.impl == "sdpa-cudnn" and record.problem.q_len > 2048
+        return dataclasses.replace(record, time_s=Time(2.5e-4, 2.5e-4, 2.5e-4, 9) if fast else time, status="ok")
+
+    # Half of the problems gain 4 times, half 16 times.
+    sentence = one(said(made(halved, directions=("fwd",))), "Of 12 problems forward")
+    assert sentence.endswith("fastest is sdpa-cudnn in 12; over naive, sdpa-cudnn gains 8.0× in the geometric mean.")
+
+
+def test_wins_within_the_spread_are_counted_as_level() -> None:
+    def close(record: Record) -> Record:
+        wide = 0.2 if record.problem.mask == FULL else 0.01
+        median = {"naive": 4e-3, "flash-attn-4": 1.1e-3}.get(record.impl, 1e-3)
+        return dataclasses.replace(
+            record, time_s=Time(median, (1 - wide) * median, (1 + wide) * median, 9), status="ok"
+        )
+
+    sentence = one(said(made(close, directions=("fwd",))), "Of 12 problems forward")
+    assert "the fastest is sdpa-cudnn in 12, level with the second in 6; over naive" in sentence
+
+
 def test_errors_beyond_the_budget_are_counted() -> None:
     assert one(said(made()), "The errors of").endswith("of it.")
 
@@ -122,6 +169,16 @@ def test_two_runs_are_compared_first() -> None:
     assert "most lost" not in sentence
     other = runs.grid_run("hw4", IMPLS, source="c.json")
     assert "no measurement in common" in said(before, other)[0]
+
+
+def test_no_implementation_leads_over_itself_in_another_run() -> None:
+    # The same times twice: sorted by name, the second run would win everything, with a lead of nothing.
+    twice = said(made(source="b.json"), made(source="a.json"))
+    for name in ("b", "a"):
+        (lead,) = (each for each in twice if each.startswith(f"sdpa-cudnn · {name} is"))
+        assert "faster than naive forward" in lead
+        assert one(twice, f"Fastest forward by length: sdpa-cudnn · {name} up to 4096 and flash-attn-4 · {name}")
+        assert one(twice, f"Of 12 problems forward, the fastest is sdpa-cudnn · {name} in 8")
 
 
 def test_there_are_never_too_many() -> None:

@@ -10,6 +10,7 @@ from matplotlib.patches import Rectangle
 
 from pytest_attn.report.draw import Margins, Panel, Sheet, sheet
 from pytest_attn.report.figures.marks import Name, fill, names
+from pytest_attn.report.frame import run_letter
 from pytest_attn.report.planes import Plane
 from pytest_attn.report.style import FAINT, INK, PAPER, RULE, look
 from pytest_attn.report.sweeps import masks_of
@@ -27,34 +28,45 @@ def fastest_sheet(plane: Plane, direction: str) -> Sheet | None:
     rows = plane.frame[(plane.frame["direction"] == direction) & plane.frame["ok"] & (plane.frame["time"] > 0)]
     if rows.empty:
         return None
+    # A run at a time: what is fastest on one machine says nothing of another, and no implementation leads over itself.
     masks = list(masks_of(rows)[:_MOST_PANELS]) if plane.kind.masks else [""]
+    found = sorted({int(number) for number in rows["run_number"]})
+    runs = found[: max(1, _MOST_PANELS // len(masks))]
+    parts = [(run, mask) for run in runs for mask in masks]
     widest = max(len(plane.row_label(row)) for row in plane.rows)
     made = sheet(
         f"fastest-by-shape-{direction.replace('_', '-')}",
         f"Which is fastest {DIRECTIONS[direction]} at which shape?",
         plane.fixed,
-        [f"Lead over the second, {mask_words(mask)} mask" if mask else "Lead over the second" for mask in masks],
+        [_title(mask, run_letter(run) if len(found) > 1 else "") for run, mask in parts],
         0.95 + _CELL * len(plane.rows),
         Margins(left=min(1.75, 0.3 + (0.075 if widest <= 12 else 0.062) * widest), bottom=0.5),
     )
-    for panel, mask in zip(made.panels, masks, strict=True):
-        _draw(made, panel, rows[rows["mask"] == mask] if mask else rows, plane)
+    for panel, (run, mask) in zip(made.panels, parts, strict=True):
+        here = rows[rows["run_number"] == run]
+        panel.mask = mask
+        _draw(made, panel, here[here["mask"] == mask] if mask else here, plane)
     made.notes.append("Mark: the fastest; number: the second's time over its own; ≈: their p10–p90 spreads overlap.")
     made.key.append("–: no second to compare")
+    if len(found) > len(runs):
+        made.notes.append(f"{count(len(found) - len(runs), 'run')} more in results.csv.")
     if plane.left_out:
         made.notes.append(f"{count(plane.left_out, 'cell')} of this plane are in results.csv only.")
     return made
 
 
+def _title(mask: str, run: str) -> str:
+    return ", ".join(["Lead over the second", *([f"{mask_words(mask)} mask"] if mask else []), *([run] if run else [])])
+
+
 def ranked(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the fastest record of each problem in ``rows`` (``ok``, one direction), with three columns more.
+    """Return the fastest record of each problem in ``rows`` (``ok``, one run and direction), with three columns more.
 
     ``second`` is the series that comes next, ``lead`` its median over the first's, both missing where there is none;
     ``level`` tells whether their spreads overlap.
     """
     order = rows.sort_values(["problem_id", "time", "series"], kind="stable")
-    # An implementation does not lead over itself in another run.
-    order = order.drop_duplicates(["problem_id", "impl"])
+    order = order.drop_duplicates(["problem_id", "impl"])  # of two records of one case, the better
     place = order.groupby("problem_id").cumcount()
     first = order[place == 0].set_index("problem_id", drop=False)
     second = order[place == 1].set_index("problem_id").reindex(first.index)
@@ -86,7 +98,9 @@ def _draw(made: Sheet, panel: Panel, rows: pd.DataFrame, plane: Plane) -> None:
             ax.add_patch(Rectangle((x, y), 1, 1, facecolor=style.light, alpha=0.18, edgecolor="none", gid=gid))
             ax.add_patch(Rectangle((x, y), 1, 1, facecolor="none", edgecolor=PAPER, linewidth=1.5))
             ax.plot([x + 0.5], [y + 0.3], color=style.light, marker=style.marker, ms=5.5, mfc=fill(cell), ls="none")
-            lead = "≈" if cell["level"] else times(cell["lead"]) if cell["lead"] > 0 else "–"
+            # A lead of two digits would be 1.0× where the spreads say that there is one.
+            factor = times(cell["lead"], 3 if cell["lead"] < 1.1 else 2) if cell["lead"] > 0 else "–"
+            lead = "≈" if cell["level"] else factor
             ax.text(x + 0.5, y + 0.74, lead, size=7.5, color=INK, ha="center", va="center_baseline")
             second = f" over {short(cell['second'], 40)}" if cell["lead"] > 0 else ""
             words = f"level with {short(cell['second'], 40)}" if cell["level"] else f"{lead}{second}"

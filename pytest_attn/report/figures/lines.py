@@ -79,7 +79,7 @@ def sweep_sheet(
     ]
     for panel, mask in zip(made.panels, masks, strict=False):
         lines = _by_series(rows[rows["mask"] == mask], sweep.axis.column, order, metric)
-        _scales(panel.ax, sweep, metric, drawn, [*shown, *(level.value for level in levels)], has_oom=not oom.empty)
+        _scales(panel.ax, sweep, metric, drawn, [*shown, *(level.value for level in levels)], oom)
         for level in levels:
             _level(panel, level)
         _lines(made, panel, lines, sweep, metric, predicted)
@@ -90,6 +90,11 @@ def sweep_sheet(
     made.notes += _notes(rows, values, masks, sweep)
     if forecast:
         made.notes += _predictions(forecast, order, direction, masks)
+        if any(value < level.value for value in shown for level in levels):
+            made.notes.append(
+                "A prediction under the device's memory is of the tensors of one call: inputs, what else the process "
+                "held, and gaps between blocks come on top."
+            )
     if left_out:
         made.notes.append(f"Drawn are the {MOST_LINES} best; in results.csv: {listed(left_out, 6)}.")
     return made
@@ -122,11 +127,14 @@ def _by_series(rows: pd.DataFrame, column: str, order: list[str], metric: Metric
 
 
 def _scales(
-    ax: Axes, sweep: Sweep, metric: Metric, drawn: pd.DataFrame, more: Sequence[float], *, has_oom: bool
+    ax: Axes, sweep: Sweep, metric: Metric, drawn: pd.DataFrame, more: Sequence[float], oom: pd.DataFrame
 ) -> None:
     """Give all panels of a sheet the same scales, so that causal can be held against full."""
     scales.dress(ax)
-    scales.points_axis(ax, sweep.values)
+    # A point at which nothing stands, as where all refused, would be an empty edge.
+    there = sorted({int(x) for rows in (drawn, oom) for x in rows[sweep.axis.column]})
+    scales.points_axis(ax, there if len(there) > 1 else sweep.values)
+    has_oom = not oom.empty
     scales.name_x(ax, sweep.axis.label)
     ends = drawn[[column for column in (metric.column, metric.low, metric.high) if column]]
     low, high = float(ends[ends > 0].min().min()), max(float(ends.max().max()), *more, 0.0)

@@ -1,15 +1,17 @@
-"""Speed against arithmetic intensity, under the ceilings that the run itself reached and that the datasheet gives."""
+"""Speed against arithmetic intensity, under the ceilings of the datasheet and the most that the run itself reached."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from pytest_attn.perf.datasheet import datasheet, nominal_tflops
 from pytest_attn.report import axes as scales
 from pytest_attn.report.draw import Margins, Panel, Sheet, key, sheet
 from pytest_attn.report.figures.lines import MOST_LINES
@@ -26,16 +28,23 @@ _BINS = 2  # an octave of intensity; of the points of a series in one, the faste
 class Ceilings:
     """What bounds speed: ``reached`` (TFLOP/s) and ``traffic`` (GB/s) are the most that any record reached.
 
-    ``datasheet`` is the peak in TFLOP/s that the records' percent of peak refers to, ``None`` where none holds one.
+    ``datasheet`` (TFLOP/s) and ``bandwidth`` (GB/s) are what the datasheet promises; ``None`` where it is not known, or
+    where the records are of devices that differ in it.
     """
 
     reached: float
     traffic: float
     datasheet: float | None
+    bandwidth: float | None
 
     def at(self, intensity: float) -> float:
-        """Return the measured ceiling in TFLOP/s at ``intensity`` FLOP a byte."""
+        """Return the most reached, in TFLOP/s, at ``intensity`` FLOP a byte."""
         return min(self.reached, self.traffic * intensity / 1e3)
+
+    def promised(self, intensity: float) -> float:
+        """Return the datasheet's ceiling in TFLOP/s at ``intensity`` FLOP a byte, infinite where it is not known."""
+        slope = math.inf if self.bandwidth is None else self.bandwidth * intensity / 1e3
+        return min(math.inf if self.datasheet is None else self.datasheet, slope)
 
 
 def ceilings(rows: pd.DataFrame) -> Ceilings | None:
@@ -43,10 +52,18 @@ def ceilings(rows: pd.DataFrame) -> Ceilings | None:
     good = rows[rows["ok"] & (rows["tflops"] > 0) & (rows["gbps"] > 0)]
     if good.empty:
         return None
-    known = good[good["percent_of_peak"] > 0]
-    peaks = 100 * known["tflops"] / known["percent_of_peak"]
-    datasheet = float(peaks.median()) if len(peaks) else None
-    return Ceilings(float(good["tflops"].max()), float(good["gbps"].max()), datasheet)
+    known = {datasheet(str(device)) for device in good["device"].unique()}
+    bandwidths = {None if found is None else found.bandwidth for found in known}
+    stated = good[good["percent_of_peak"] > 0]
+    # What the records refer to, to which rounding adds its last digit; else what the name of the device says.
+    peaks: set[float | None] = {float(f"{peak:.4g}") for peak in 100 * stated["tflops"] / stated["percent_of_peak"]}
+    if not peaks:
+        peaks = {nominal_tflops(str(device), str(good["dtype"].iloc[0])) for device in good["device"].unique()}
+    return Ceilings(float(good["tflops"].max()), float(good["gbps"].max()), _only(peaks), _only(bandwidths))
+
+
+def _only(values: set[float | None]) -> float | None:
+    return next(iter(values)) if len(values) == 1 else None
 
 
 def roofline_sheet(frame: pd.DataFrame, direction: str) -> Sheet | None:
@@ -70,18 +87,23 @@ def roofline_sheet(frame: pd.DataFrame, direction: str) -> Sheet | None:
         _HEIGHT,
         Margins(left=0.62),
     )
-    kept = 0
+    kept, promised = 0, False
     for panel, dtype in zip(made.panels, dtypes, strict=True):
         here, limits = _fastest(rows[rows["dtype"] == dtype]), ceilings(frame[frame["dtype"] == dtype])
         kept += len(here)
         if limits is not None:
+            promised = promised or bool(_promise(limits))
             _draw(made, panel, here, limits)
             panel.alt = f"{made.title} {panel.title}. {_ceiling_words(limits)} {_reach(here, limits)}"
     key(made, spread=True)
     made.notes.append(
-        "The measured ceiling is the most that any record of this run reached, in TFLOP/s and in GB/s of least "
-        "traffic; no separate test of the machine is recorded."
+        "Solid: the most that any record reached, in TFLOP/s and in GB/s of least traffic: no limit of the machine."
     )
+    if promised:
+        made.notes.append(
+            "Dashed: the datasheet's arithmetic and memory bandwidth; under its slope traffic is the bound. What lies "
+            "far below it is held back by neither, but by launches, latency or other instructions."
+        )
     if left_out:
         made.notes.append(f"Drawn are the {MOST_LINES} fastest; in results.csv: {listed(left_out, 6)}.")
     if kept < len(rows):
@@ -127,32 +149,52 @@ def _ceiling_lines(ax: Axes, gid: str, limits: Ceilings, left: float, right: flo
     knee = limits.reached * 1e3 / limits.traffic
     xs = [left, *([knee] if left < knee < right else []), right]
     ax.plot(xs, [limits.at(x) for x in xs], color=INK, lw=1.2, gid=f"{gid}-measured")
-    _name(ax, right, limits.reached, f"measured {digits(limits.reached)}, {digits(limits.traffic)} GB/s", "right")
+    near = limits.datasheet is not None and limits.datasheet < 1.4 * limits.reached
+    text = f"most reached: {digits(limits.reached)}, {digits(limits.traffic)} GB/s"
+    _name(ax, right, limits.reached, text, below=near)
+    if limits.datasheet is None and limits.bandwidth is None:
+        return
+    knees = [] if limits.datasheet is None or limits.bandwidth is None else [limits.datasheet * 1e3 / limits.bandwidth]
+    xs = [left, *(knee for knee in knees if left < knee < right), right]
+    dashes: dict[str, Any] = {"color": FAINT, "lw": 0.9, "ls": (0, (4, 3)), "gid": f"{gid}-datasheet"}
+    ax.plot(xs, [limits.promised(x) for x in xs], **dashes, scaley=False)
     if limits.datasheet is not None:
-        ax.axhline(limits.datasheet, color=FAINT, lw=0.9, ls=(0, (4, 3)), gid=f"{gid}-datasheet")
-        _name(ax, left, limits.datasheet, f"datasheet {digits(limits.datasheet)}", "left")
+        _name(ax, right, limits.datasheet, f"datasheet: {_promise(limits)}")
 
 
-def _name(ax: Axes, x: float, height: float, text: str, side: str) -> None:
-    shift = 3 if side == "left" else -3
+def _name(ax: Axes, x: float, height: float, text: str, *, below: bool = False) -> None:
     box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.4, "alpha": 0.85}
+    shift, side = ((-3, -4), "top") if below else ((-3, 3), "bottom")
     ax.annotate(
-        text, (x, height), xytext=(shift, 3), textcoords="offset points", size=7.5, color=INK, ha=side, bbox=box
+        text, (x, height), xytext=shift, textcoords="offset points", size=7.5, color=INK, ha="right", va=side, bbox=box
     )
 
 
+def _promise(limits: Ceilings) -> str:
+    parts = [f"{digits(limits.datasheet)}"] if limits.datasheet is not None else []
+    return ", ".join([*parts, *([f"{digits(limits.bandwidth)} GB/s"] if limits.bandwidth is not None else [])])
+
+
 def _ceiling_words(limits: Ceilings) -> str:
-    sheet_said = "" if limits.datasheet is None else f", the datasheet's peak {digits(limits.datasheet)}"
-    reached = f"The most reached is {digits(limits.reached)} TFLOP/s and {digits(limits.traffic)} GB/s"
-    return f"{reached}{sheet_said}."
+    promise = _promise(limits).replace(",", " TFLOP/s and") if limits.datasheet is not None else _promise(limits)
+    said = f", the datasheet's {promise}" if promise else ""
+    return f"The most reached is {digits(limits.reached)} TFLOP/s and {digits(limits.traffic)} GB/s{said}."
 
 
 def _reach(rows: pd.DataFrame, limits: Ceilings) -> str:
-    """Say for each series its best share of the measured ceiling."""
+    """Say for each series its best speed, and its share of the datasheet's ceiling there, or of the most reached."""
     said: Sequence[str] = [
         f"{short(series)}: {digits(best['tflops'])} at {digits(best['intensity'])} FLOP a byte, "
-        f"{math.floor(100 * best['tflops'] / limits.at(best['intensity']) + 0.5)} % of the measured ceiling there."
+        f"{_share(float(best['tflops']), float(best['intensity']), limits)}."
         for series in series_order(rows)
         for best in [rows[rows["series"] == series].sort_values("tflops").iloc[-1]]
     ]
     return " ".join(said)
+
+
+def _share(speed: float, intensity: float, limits: Ceilings) -> str:
+    roof = limits.promised(intensity)
+    if math.isinf(roof):
+        return f"{100 * speed / limits.at(intensity):.0f} % of the most reached there"
+    bound = "memory's" if roof < (limits.datasheet or math.inf) else "arithmetic's"
+    return f"{100 * speed / roof:.0f} % of {bound} ceiling there"

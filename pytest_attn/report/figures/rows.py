@@ -18,6 +18,7 @@ from pytest_attn.report.words import clean, short, slug
 
 ROW, MOST_ROWS = 0.29, 24
 _CHARACTER = 0.073  # inches of a character of text, on the wide side
+_TICK = 0.32  # inches between the middles of two labels of factors
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,10 @@ def draw_dots(
         high = low * max(high / low, 3.0) ** room
         scales.log_values_axis(ax, low, high, show, 10, along="x", most=4)
     # Ticks only where values are: right of them stand the texts.
-    ticks = [tick for tick in ax.get_xticks() if tick <= max(ends) * 1.02 and not (ratio and tick == 1)]
+    ticks = [tick for tick in ax.get_xticks() if tick <= max(ends) * 1.02]
+    if ratio:  # one at 1 in any case, and none whose label would stand on its own
+        at = ax.transAxes.inverted().transform(ax.transData.transform([(tick, 0.0) for tick in (1.0, *ticks)]))[:, 0]
+        ticks = [tick for tick, x in zip(ticks, at[1:], strict=True) if abs(x - at[0]) * inches > _TICK]
     ax.xaxis.set_major_locator(FixedLocator([*([1.0] if ratio else []), *ticks]))
     for y, dot in enumerate(dots):
         _row(made, panel, ax, y, dot)
