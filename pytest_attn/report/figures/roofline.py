@@ -149,7 +149,7 @@ def _ceiling_lines(ax: Axes, gid: str, limits: Ceilings, left: float, right: flo
     knee = limits.reached * 1e3 / limits.traffic
     xs = [left, *([knee] if left < knee < right else []), right]
     ax.plot(xs, [limits.at(x) for x in xs], color=INK, lw=1.2, gid=f"{gid}-measured")
-    near = limits.datasheet is not None and limits.datasheet < 1.4 * limits.reached
+    near = limits.datasheet is not None and limits.datasheet < 1.2 * limits.reached
     text = f"most reached: {digits(limits.reached)}, {digits(limits.traffic)} GB/s"
     _name(ax, right, limits.reached, text, below=near)
     if limits.datasheet is None and limits.bandwidth is None:
@@ -165,9 +165,9 @@ def _ceiling_lines(ax: Axes, gid: str, limits: Ceilings, left: float, right: flo
 def _name(ax: Axes, x: float, height: float, text: str, *, below: bool = False) -> None:
     box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.4, "alpha": 0.85}
     shift, side = ((-3, -4), "top") if below else ((-3, 3), "bottom")
-    ax.annotate(
-        text, (x, height), xytext=shift, textcoords="offset points", size=7.5, color=INK, ha="right", va=side, bbox=box
-    )
+    place: dict[str, Any] = {"xytext": shift, "textcoords": "offset points", "ha": "right", "va": side}
+    # Under the marks: a box must not hide a value.
+    ax.annotate(text, (x, height), **place, size=7.5, color=INK, bbox=box, zorder=1.9)
 
 
 def _promise(limits: Ceilings) -> str:
