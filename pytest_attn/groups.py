@@ -55,7 +55,9 @@ class Groups:
         impls = [session.selected[name] for name in names if cell_key(name, problem, direction) not in session.resumed]
         if impl not in impls:  # a test with a problem or an implementation of its own, or the same cell once more
             impls = [impl]
-        outcomes = measure_group(impls, problem, direction, self.instruments(session))
+        instruments = self.instruments(session)
+        instruments.take_ceilings(problem.dtype)
+        outcomes = measure_group(impls, problem, direction, instruments)
         for each, outcome in zip(impls, outcomes, strict=True):
             # None: another implementation of the group left the device unusable, and the run ends with that one.
             if outcome is not None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 
+from pytest_attn.perf.ceiling import copy_gbps, product_tflops
 from pytest_attn.perf.contract import Contract
 from pytest_attn.perf.events import EventTimer
 from pytest_attn.perf.kineto import Flush, KinetoTimer
@@ -32,6 +35,8 @@ class Instruments:
         self.flush: Flush | None = None
         self.telemetry, self.no_telemetry = _telemetry(device)
         self.timer = self._timer()
+        self._products: dict[str, float | None] = {}
+        self._copy: float | None = None
 
     def _timer(self) -> Timer:
         if self.contract.timer == "wall":
@@ -46,6 +51,17 @@ class Instruments:
         self.flush = events.flush
         return events
 
+    def take_ceilings(self, dtype: str) -> None:
+        """Take what the machine reaches in ``dtype``, once; a brief or untraced process leaves that to others."""
+        if self.contract.brief or self.traced_by is not None or dtype in self._products:
+            return
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
+            if not self._products:
+                self._copy = copy_gbps(self.timer, self.device)
+            self._products[dtype] = product_tflops(self.timer, self.device, dtype)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # the implementations are to have all of the device's memory
+
     @property
     def overhead_s(self) -> float | None:
         """Seconds that the timer takes off each round, where it does."""
@@ -57,6 +73,7 @@ class Instruments:
             "overhead_us": None if self.overhead_s is None else round(1e6 * self.overhead_s, 3),
             "flush_bytes": None if self.flush is None else self.flush.nbytes,
             "telemetry": self.no_telemetry or "nvml",
+            "ceilings": {"tflops": dict(self._products), "gbps": self._copy} if self._products else None,
             "traced_by": None if self.traced_by is None else self.traced_by.source,
         }
 

@@ -36,6 +36,7 @@ CSV_NAMES = {
     "energy_per_token": "energy_j_per_token",
     "backward_ratio": "time_over_forward",
 }
+_CEILINGS = ("product_tflops", "copy_gbps")
 # What is drawn or compared: a value of another type, NaN or infinity counts as not recorded.
 _NUMBERS = (
     *("time", "time_p10", "time_p90", "tflops", "tflops_p10", "tflops_p90", "gbps", "memory", "percent_of_peak"),
@@ -48,6 +49,7 @@ _NUMBERS = (
         "energy_j",
         "error_ratio",
         "device_bytes",
+        *_CEILINGS,
     ),
 )
 
@@ -78,8 +80,9 @@ def records_frame(runs: Sequence[Run]) -> pd.DataFrame:
     On top of :data:`COLUMNS` it has ``series`` (what a line in a figure is: the implementation, and the run where
     there are several), ``tag`` (the series in a few letters), ``run_number``, ``tokens`` (batch * q_len), ``group``
     (heads / kv_heads), ``flops``, ``min_bytes``, ``device`` (its name), ``device_bytes`` (its memory, where the run
-    says it) and ``ok``, and ``record`` (its row). What is no finite number from 0 is missing, and no record is ``ok``
-    without a time above zero.
+    says it), ``product_tflops`` and ``copy_gbps`` (what a matrix product in the record's dtype and a copy reached),
+    ``ok``, and ``record`` (its row). What is no finite number from 0 is missing, and no record is ``ok`` without a
+    time above zero.
     """
     labels = run_labels(runs)
     rows = [
@@ -89,11 +92,12 @@ def records_frame(runs: Sequence[Run]) -> pd.DataFrame:
             "run_number": number,
             "device": clean(run.machine.get("device") or ""),
             "device_bytes": run.machine.get("memory_bytes"),
+            **_ceilings(run, record.problem.dtype),
         }
         for number, (run, label) in enumerate(zip(runs, labels, strict=True))
         for record in run.records
     ]
-    extra = ("run_number", "tokens", "group", "flops", "min_bytes", "device", "device_bytes")
+    extra = ("run_number", "tokens", "group", "flops", "min_bytes", "device", "device_bytes", *_CEILINGS)
     frame = pd.DataFrame(rows, columns=[name for name in (*COLUMNS, *extra) if name not in _DERIVED])
     for column in _NUMBERS:
         frame[column] = frame[column].map(_number).astype(float)
@@ -128,6 +132,15 @@ def _number(value: object) -> float:
     """Return ``value``, NaN for what is no finite number from 0: a file may hold anything."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if number and 0 <= value <= sys.float_info.max else math.nan  # type: ignore[arg-type,operator]
+
+
+def _ceilings(run: Run, dtype: str) -> dict[str, object]:
+    """Return what the run says that the machine reaches in ``dtype``; a file may hold anything there."""
+    found = run.instruments.get("ceilings")
+    found = found if isinstance(found, Mapping) else {}
+    products = found.get("tflops")
+    product = products.get(dtype) if isinstance(products, Mapping) else None
+    return dict(zip(_CEILINGS, (product, found.get("gbps")), strict=True))
 
 
 def _row(record: Record) -> dict[str, Any]:

@@ -72,9 +72,11 @@ import pytest
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
-    from pytest_attn.perf import contract
+    from pytest_attn.perf import ceiling, contract
 
     patch = pytest.MonkeyPatch()
+    patch.setattr(ceiling, "_PRODUCT_ON_CPU", 64)
+    patch.setattr(ceiling, "_COPY_ON_CPU", 2**16)
     quick = {"warmup_s": 0.0, "warmup_cap_s": 0.0, "min_rounds": 5, "max_rounds": 5, "noisy_above": math.inf}
     patch.setitem(contract._CONTRACTS, "wall", dataclasses.replace(contract._CONTRACTS["wall"], **quick))
     config.add_cleanup(patch.undo)

@@ -106,6 +106,26 @@ def test_roofline_of_an_unknown_device_or_of_two_has_no_datasheet_line() -> None
     assert "energy-by-seq-fwd" not in made
 
 
+def test_roofline_under_what_a_product_and_a_copy_reached() -> None:
+    run = runs.grid_run("fa-paper", ("naive", "sdpa-cudnn"), directions=("fwd",))
+    run = dataclasses.replace(run, instruments={"ceilings": {"tflops": {"bf16": 790.0}, "gbps": 2900.0}})
+    limits = ceilings(records_frame([run]))
+    assert limits is not None
+    assert (limits.reached, limits.traffic, limits.probed) == (790, 2900, True)
+    made = sheets(run)["roofline-fwd"]
+    assert "measured: 790, 2900 GB/s" in texts(made, 0)
+    assert "of arithmetic's measured ceiling there" in made.panels[0].alt
+    assert not any("most reached" in note for note in made.notes)
+
+
+@pytest.mark.parametrize("found", [None, 3, {"tflops": None, "gbps": 1}, {"tflops": {"bf16": "x"}, "gbps": {}}])
+def test_ceilings_that_a_file_holds_in_another_form_are_not_used(found: object) -> None:
+    run = runs.grid_run("fa-paper", ("naive",), directions=("fwd",))
+    limits = ceilings(records_frame([dataclasses.replace(run, instruments={"ceilings": found})]))
+    assert limits is not None
+    assert not limits.probed
+
+
 def test_map_names_the_fastest_with_its_lead_and_says_level_where_spreads_overlap() -> None:
     def change(record: Record) -> Record:
         if record.impl == "sdpa-flash":

@@ -1,4 +1,4 @@
-"""Speed against arithmetic intensity, under the ceilings of the datasheet and the most that the run itself reached."""
+"""Speed against arithmetic intensity, under the datasheet's ceilings and those that the run itself measured."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ _BINS = 2  # an octave of intensity; of the points of a series in one, the faste
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """What bounds speed: ``reached`` (TFLOP/s) and ``traffic`` (GB/s) are the most that any record reached.
+    """What bounds speed: ``reached`` (TFLOP/s) and ``traffic`` (GB/s) are what the machine reached.
 
+    In a matrix product and a copy, where the run took those (``probed``), else in the best of its records.
     ``datasheet`` (TFLOP/s) and ``bandwidth`` (GB/s) are what the datasheet promises; ``None`` where it is not known, or
     where the records are of devices that differ in it.
     """
@@ -36,9 +37,15 @@ class Ceilings:
     traffic: float
     datasheet: float | None
     bandwidth: float | None
+    probed: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the solid line is called."""
+        return "measured" if self.probed else "most reached"
 
     def at(self, intensity: float) -> float:
-        """Return the most reached, in TFLOP/s, at ``intensity`` FLOP a byte."""
+        """Return what the solid line allows, in TFLOP/s, at ``intensity`` FLOP a byte."""
         return min(self.reached, self.traffic * intensity / 1e3)
 
     def promised(self, intensity: float) -> float:
@@ -59,6 +66,9 @@ def ceilings(rows: pd.DataFrame) -> Ceilings | None:
     peaks: set[float | None] = {float(f"{peak:.4g}") for peak in 100 * stated["tflops"] / stated["percent_of_peak"]}
     if not peaks:
         peaks = {nominal_tflops(str(device), str(good["dtype"].iloc[0])) for device in good["device"].unique()}
+    product, copy = (_only(set(good[column].where(good[column] > 0))) for column in ("product_tflops", "copy_gbps"))
+    if product is not None and copy is not None and not math.isnan(product + copy):
+        return Ceilings(product, copy, _only(peaks), _only(bandwidths), probed=True)
     return Ceilings(float(good["tflops"].max()), float(good["gbps"].max()), _only(peaks), _only(bandwidths))
 
 
@@ -87,18 +97,22 @@ def roofline_sheet(frame: pd.DataFrame, direction: str) -> Sheet | None:
         _HEIGHT,
         Margins(left=0.62),
     )
-    kept, promised = 0, False
+    kept, promised, solid = 0, False, set[bool]()
     for panel, dtype in zip(made.panels, dtypes, strict=True):
         here, limits = _fastest(rows[rows["dtype"] == dtype]), ceilings(frame[frame["dtype"] == dtype])
         kept += len(here)
         if limits is not None:
             promised = promised or bool(_promise(limits))
+            solid.add(limits.probed)
             _draw(made, panel, here, limits)
             panel.alt = f"{made.title} {panel.title}. {_ceiling_words(limits)} {_reach(here, limits)}"
     key(made, spread=True)
-    made.notes.append(
-        "Solid: the most that any record reached, in TFLOP/s and in GB/s of least traffic: no limit of the machine."
-    )
+    if True in solid:
+        made.notes.append("Solid, measured: what a matrix product and a copy reached on this machine, in the same run.")
+    if False in solid:
+        made.notes.append(
+            "Solid, most reached: by any record, in TFLOP/s and in GB/s of least traffic: no limit of the machine."
+        )
     if promised:
         made.notes.append(
             "Dashed: the datasheet's arithmetic and memory bandwidth; under its slope traffic is the bound. What lies "
@@ -150,7 +164,7 @@ def _ceiling_lines(ax: Axes, gid: str, limits: Ceilings, left: float, right: flo
     xs = [left, *([knee] if left < knee < right else []), right]
     ax.plot(xs, [limits.at(x) for x in xs], color=INK, lw=1.2, gid=f"{gid}-measured")
     near = limits.datasheet is not None and limits.datasheet < 1.2 * limits.reached
-    text = f"most reached: {digits(limits.reached)}, {digits(limits.traffic)} GB/s"
+    text = f"{limits.name}: {digits(limits.reached)}, {digits(limits.traffic)} GB/s"
     _name(ax, right, limits.reached, text, below=near)
     if limits.datasheet is None and limits.bandwidth is None:
         return
@@ -178,7 +192,8 @@ def _promise(limits: Ceilings) -> str:
 def _ceiling_words(limits: Ceilings) -> str:
     promise = _promise(limits).replace(",", " TFLOP/s and") if limits.datasheet is not None else _promise(limits)
     said = f", the datasheet's {promise}" if promise else ""
-    return f"The most reached is {digits(limits.reached)} TFLOP/s and {digits(limits.traffic)} GB/s{said}."
+    what = "What a matrix product and a copy reached" if limits.probed else "The most reached"
+    return f"{what} is {digits(limits.reached)} TFLOP/s and {digits(limits.traffic)} GB/s{said}."
 
 
 def _reach(rows: pd.DataFrame, limits: Ceilings) -> str:
@@ -194,6 +209,9 @@ def _reach(rows: pd.DataFrame, limits: Ceilings) -> str:
 
 def _share(speed: float, intensity: float, limits: Ceilings) -> str:
     roof = limits.promised(intensity)
+    if limits.probed:
+        bound = "memory's" if limits.traffic * intensity / 1e3 < limits.reached else "arithmetic's"
+        return f"{100 * speed / limits.at(intensity):.0f} % of {bound} measured ceiling there"
     if math.isinf(roof):
         return f"{100 * speed / limits.at(intensity):.0f} % of the most reached there"
     bound = "memory's" if roof < (limits.datasheet or math.inf) else "arithmetic's"
