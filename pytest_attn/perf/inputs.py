@@ -9,6 +9,8 @@ from pytest_attn.correctness.case import Case, Tensors, make_tensors
 
 _NAMES = ("q", "k", "v", "dout")
 _WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+# Odd, one for each dimension: without them a word at (1, 2) would weigh what one at (2, 1) does.
+_MULTIPLIERS = (0x9E3779B97F4A7C1, 0x2545F4914F6CDD1D, 0x5851F42D4C957F2D, 0x369DEA0F31A53F85)
 
 
 class Inputs:
@@ -36,16 +38,29 @@ class Inputs:
         self._sums = self._checksums()
 
     def _checksums(self) -> dict[str, int]:
-        """Return the sum of each tensor's bits, read as whole numbers: no rounding."""
-        return {name: _checksum(getattr(self.tensors, name)) for name in _NAMES}
+        sums = torch.stack([_checksum(getattr(self.tensors, name)) for name in _NAMES])
+        return dict(zip(_NAMES, sums.tolist(), strict=True))  # one copy from the device
 
 
-def _checksum(tensor: torch.Tensor) -> int:
-    """Return the sum modulo 2^64, read in the widest words of which a row is a whole number.
+def _checksum(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a sum of the tensor's bits weighted by their place, modulo 2^64: a 0-dimensional int64.
 
-    Of 8 bytes they are for every head dimension in use, and summed as they are; torch copies narrower ones to 64 bit,
-    which is up to four times the tensor, before it adds them.
+    The bits are read as whole numbers, in the widest words of which a row is a multiple. The word at ``(i, j, ...)``
+    weighs ``a_i + b_j + ...``, so that values that change places change the sum, and all that is weighted is the sums
+    along each dimension, which take no memory to speak of. Only the first dimension's weights are odd: so is each
+    word's, and no bit of it is lost. What keeps the sums along each dimension, as a reordering of random values does
+    not, goes unseen.
+
+    Words of 8 bytes, which there are for every head dimension in use, are summed as they are; torch copies narrower
+    ones to 64 bit, which is up to four times the tensor, before it adds them.
     """
     row = tensor.shape[-1] * tensor.element_size()
     size = max(size for size in _WORDS if row % size == 0)
-    return int(tensor.view(_WORDS[size]).sum(dtype=torch.int64))
+    words = tensor.view(_WORDS[size])
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    for dim, multiplier in enumerate(_MULTIPLIERS[: words.dim()]):
+        others = [other for other in range(words.dim()) if other != dim]
+        sums = words.sum(dim=others, dtype=torch.int64)
+        weights = multiplier * (2 * torch.arange(sums.numel(), device=tensor.device) + (dim == 0))
+        total += (sums * weights).sum()
+    return total
