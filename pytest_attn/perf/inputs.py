@@ -9,8 +9,6 @@ from pytest_attn.correctness.case import Case, Tensors, make_tensors
 
 _NAMES = ("q", "k", "v", "dout")
 _WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-# Odd, one for each dimension: without them a word at (1, 2) would weigh what one at (2, 1) does.
-_MULTIPLIERS = (0x9E3779B97F4A7C1, 0x2545F4914F6CDD1D, 0x5851F42D4C957F2D, 0x369DEA0F31A53F85)
 
 
 class Inputs:
@@ -43,13 +41,12 @@ class Inputs:
 
 
 def _checksum(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a sum of the tensor's bits weighted by their place, modulo 2^64: a 0-dimensional int64.
+    """Return a sum of the bits of ``[b, h, s, d]``, weighted by their place, modulo 2^64: a 0-dimensional int64.
 
-    The bits are read as whole numbers, in the widest words of which a row is a multiple. The word at ``(i, j, ...)``
-    weighs ``a_i + b_j + ...``, so that values that change places change the sum, and all that is weighted is the sums
-    along each dimension, which take no memory to speak of. Only the first dimension's weights are odd: so is each
-    word's, and no bit of it is lost. What keeps the sums along each dimension, as a reordering of random values does
-    not, goes unseen.
+    The bits are read as whole numbers, in the widest words of which a row is a multiple. The word at place ``p`` weighs
+    ``2 p + 1``: odd, so that no bit of it is lost, and values that change places change the sum. ``p`` is one number
+    for ``s`` plus one for the other dimensions, so that all that is weighted is the sums along either, which take no
+    memory to speak of. What keeps both, as a reordering of random values does not, goes unseen.
 
     Words of 8 bytes, which there are for every head dimension in use, are summed as they are; torch copies narrower
     ones to 64 bit, which is up to four times the tensor, before it adds them.
@@ -57,10 +54,8 @@ def _checksum(tensor: torch.Tensor) -> torch.Tensor:
     row = tensor.shape[-1] * tensor.element_size()
     size = max(size for size in _WORDS if row % size == 0)
     words = tensor.view(_WORDS[size])
-    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    for dim, multiplier in enumerate(_MULTIPLIERS[: words.dim()]):
-        others = [other for other in range(words.dim()) if other != dim]
-        sums = words.sum(dim=others, dtype=torch.int64)
-        weights = multiplier * (2 * torch.arange(sums.numel(), device=tensor.device) + (dim == 0))
-        total += (sums * weights).sum()
-    return total
+    along = words.sum(dim=(0, 1, 3), dtype=torch.int64)
+    across = words.sum(dim=2, dtype=torch.int64).flatten()
+    odd = torch.arange(1, 2 * along.numel(), 2, device=tensor.device)
+    even = 2 * along.numel() * torch.arange(across.numel(), device=tensor.device)
+    return (along * odd).sum() + (across * even).sum()
