@@ -186,3 +186,16 @@ def test_a_long_problem_is_judged_where_it_is_timed(
     assert record.status == ("ok" if reason is None else "error")
     assert str(record.reason).startswith(str(reason))
     assert (record.accuracy is not None) == (reason is None)
+
+
+def test_another_place_of_a_long_problem_is_judged_after_the_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "_MOST_WHOLE", 599 * 600)
+
+    def only_the_end(q: Any, k: Any, v: Any, problem: Problem) -> torch.Tensor:
+        out: torch.Tensor = naive(q, k, v, problem)
+        out[:, :, : 600 - 256] = 0
+        return out
+
+    problem = Problem(1, 1, 1, 600, 600, 16, "fp32", CAUSAL)
+    record = measure(Implementation("mine", only_the_end), problem, Direction.FWD, CPU, QUICK)
+    assert str(record.reason).startswith("wrong result after the timing")
