@@ -127,15 +127,16 @@ class _Solver:
         k, v = self.k[batch, head].double(), self.v[batch, head].double()
         scale, cap = problem.softmax_scale, problem.softcap
 
-        raw = scale * (q @ k.mT)
+        raw = (scale * q) @ k.mT
         squash = None if cap is None else torch.tanh(raw / cap)
         logits = raw if squash is None or cap is None else cap * squash
-        slope = torch.ones_like(raw) if squash is None else 1 - squash.square()  # d logit / d raw
-        mask = _visible(problem, rows, q.device)
-        logits = logits.masked_fill(~mask, float("-inf"))
-        empty = ~mask.any(dim=-1)
+        slope = 1.0 if squash is None else 1 - squash.square()  # d logit / d raw
+        hidden = _hidden(problem, rows, q.device)
+        logits = _filled(logits, hidden, -math.inf)
         lse = logits.logsumexp(dim=-1)
-        weights = torch.exp(logits - lse.masked_fill(empty, 0.0).unsqueeze(-1)).masked_fill(~mask, 0.0)
+        finite_lse = lse.masked_fill(lse == -math.inf, 0.0)  # of rows without a key
+        below = logits - finite_lse.unsqueeze(-1)
+        weights = torch.exp(below)
         out = weights @ v
 
         # A logit is a float32 sum of head_dim products, whose error grows as the square root of their number (Higham
@@ -143,21 +144,20 @@ class _Solver:
         # error is a relative error of the weight it becomes; a backward that computes the logits again, in another
         # order, makes it twice. So is the rounding of exp's argument, which grows with the distance from the row's
         # maximum, and exp's own.
-        size = (scale * (q.abs() @ k.abs().mT)).masked_fill(~mask, 0.0).amax(dim=-1, keepdim=True)
+        size = scale * _filled(q.abs() @ k.abs().mT, hidden, 0.0).amax(dim=-1, keepdim=True)
         # tanh in use is 1 - 2 / (exp(2x) + 1) or like it: near 0 it is right to a rounding of 1, not of itself. So is
         # the logit to a rounding of the cap, and the slope 1 - tanh^2 to one of 1, near 0 as well.
         logit_noise = _growth(problem.head_dim) * unit32 * size + (0.0 if cap is None else 2 * cap * unit32)
         squashed = 0.0 if cap is None else 4 * unit32
-        argument = (logits - lse.unsqueeze(-1)).abs_().masked_fill_(~mask, 0.0)
-        relative = unit + 2 * logit_noise + unit32 * (_EXP_ULP + argument)
-        uncertain = (relative * weights + self.underflow).masked_fill(~mask, 0.0)
+        relative = _filled(below.abs_(), hidden, 0.0).mul_(unit32).add_(unit + 2 * logit_noise + unit32 * _EXP_ULP)
+        uncertain = _filled(relative.mul_(weights).add_(self.underflow), hidden, 0.0)
         # Independent errors of the weights add up in squares; beside them float32 sums over the keys, and what all
         # keys of a row share: their equal weights round alike, and so does the total that they are divided by.
         sum_over_keys = unit32 * _growth(problem.kv_len)
-        uncertain_squared = (uncertain + sum_over_keys * weights).square()
+        uncertain_squared = uncertain.add(weights, alpha=sum_over_keys).square_()
         out_scatter = (uncertain_squared @ v.square()).sqrt() + (unit + sum_over_keys) * out.abs()
         if self.keys is None:
-            by_log_scale = slope * raw
+            by_log_scale = _filled(slope * raw, hidden, 0.0)
             by_log_scale = by_log_scale - (weights * by_log_scale).sum(dim=-1, keepdim=True)
             self.exact["out"][here], self.exact["lse"][here] = out, lse
             self.noise["out"][here] = uncertain @ v.abs() + unit * out.abs()
@@ -166,9 +166,7 @@ class _Solver:
             for found in (self.noise, self.scatter):
                 # Terms that are almost equal lose the same in every addition, so their sum loses twice what others do.
                 found["lse"][here] = (
-                    logit_noise.squeeze(-1)
-                    + 2 * sum_over_keys
-                    + unit32 * (_EXP_ULP + lse.abs().masked_fill(empty, 0.0))
+                    logit_noise.squeeze(-1) + 2 * sum_over_keys + unit32 * (_EXP_ULP + finite_lse.abs())
                 )
         if not self.gradients:
             return
@@ -178,17 +176,19 @@ class _Solver:
         delta_spread = (dout.abs() * (weights @ v.abs())).sum(dim=-1, keepdim=True)
         delta_spread_squared = (dout.square() * (weights @ v.square())).sum(dim=-1, keepdim=True)
         if self.keys is not None:  # from here on a key needs nothing of another
-            k, v, mask = k[..., self.keys, :], v[..., self.keys, :], mask[:, self.keys]
-            slope, weights, uncertain, uncertain_squared = (
-                tensor[..., self.keys] for tensor in (slope, weights, uncertain, uncertain_squared)
+            k, v = k[..., self.keys, :], v[..., self.keys, :]
+            hidden = None if hidden is None else hidden[:, self.keys]
+            slope = slope if isinstance(slope, float) else slope[..., self.keys]
+            weights, uncertain, uncertain_squared = (
+                tensor[..., self.keys] for tensor in (weights, uncertain, uncertain_squared)
             )
         dlogits = slope * weights * (dout @ v.mT - delta)
         # dP and delta are sums of products of rounded numbers, and their difference may cancel.
         spread = dout.abs() @ v.abs().mT + delta_spread
-        dlogits_noise = ((slope * uncertain + squashed * weights) * spread + self.underflow).masked_fill(~mask, 0.0)
+        dlogits_noise = _filled((slope * uncertain + squashed * weights) * spread + self.underflow, hidden, 0.0)
         spread_squared = dout.square() @ v.square().mT + delta_spread_squared
-        dlogits_squared = (slope.square() * uncertain_squared + (squashed * weights).square()) * spread_squared
-        dlogits_squared = (dlogits_squared + self.underflow**2).masked_fill(~mask, 0.0)
+        dlogits_squared = (slope**2 * uncertain_squared + (squashed * weights).square()) * spread_squared
+        dlogits_squared = _filled(dlogits_squared + self.underflow**2, hidden, 0.0)
         # The error of delta, which comes from the rounded output, moves all keys of a row alike.
         by_delta = slope * weights * (dout.square() * out_scatter.square()).sum(dim=-1, keepdim=True).sqrt()
         if self.keys is None:
@@ -238,17 +238,24 @@ def _indexed(found: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.flatten(1, 2) for name, tensor in found.items()}
 
 
-def _visible(problem: Problem, rows: slice, device: torch.device) -> Tensor:
-    """Return bool ``[rows, kv_len]``, from the definition of a mask's diagonals."""
+def _hidden(problem: Problem, rows: slice, device: torch.device) -> Tensor | None:
+    """Return bool ``[rows, kv_len]``, from the definition of a mask's diagonals; ``None`` where every key is seen."""
     low, high = problem.mask.diagonals(problem.q_len, problem.kv_len)
+    if low is None and high is None:
+        return None
     query = torch.arange(rows.start, rows.stop, device=device).unsqueeze(1)
     diagonal = torch.arange(problem.kv_len, device=device) - query
-    mask = torch.ones_like(diagonal, dtype=torch.bool)
+    hidden = torch.zeros_like(diagonal, dtype=torch.bool)
     if low is not None:
-        mask &= diagonal >= low
+        hidden |= diagonal < low
     if high is not None:
-        mask &= diagonal <= high
-    return mask
+        hidden |= diagonal > high
+    return hidden
+
+
+def _filled(scores: Tensor, hidden: Tensor | None, value: float) -> Tensor:
+    """Put ``value`` where a key is hidden, in place."""
+    return scores if hidden is None else scores.masked_fill_(hidden, value)
 
 
 def _over_group(per_query_head: Tensor) -> Tensor:
