@@ -136,7 +136,7 @@ def test_another_place_is_judged_where_it_is_asked_for(name: str) -> None:
 
 
 def test_memory_and_work_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Backward over all scores, forward in slices: no matrix is larger than a slice."""
+    """No matrix is larger than a slice, and queries that see none of the judged keys are left out."""
     seen: list[int] = []
     real = torch.exp
 
