@@ -32,6 +32,8 @@ class Truth:
             keys where many keys share a weight.
         by_log_scale: ``d out / d log(scale)`` as ``"out"``: where an error of the softmax scale moves the output.
         terms: of the longest float32 sum.
+
+    Where gradients were asked for of some keys alone, there are only ``dk, dv``, of these keys.
     """
 
     exact: dict[str, Tensor]
@@ -47,37 +49,56 @@ _EXP_ULP = 4
 _MOST_SCORES = 2**23
 
 
-def solve(problem: Problem, tensors: Tensors, *, gradients: bool, most_scores: int = _MOST_SCORES) -> Truth:
+def solve(
+    problem: Problem,
+    tensors: Tensors,
+    *,
+    gradients: bool,
+    keys: slice | None = None,
+    most_scores: int = _MOST_SCORES,
+) -> Truth:
     """Compute the truth for ``tensors`` in float64, on their device.
+
+    With ``keys``, a range of the keys, only its ``dk`` and ``dv``, ``[batch, kv_heads, keys, head_dim]``, each what it
+    is among all. The queries that see none of them are left out; of the others the forward pass is done over all keys.
 
     Memory: about twenty float64 matrices of ``most_scores`` elements and four times the results.
     """
-    solver = _Solver(problem, tensors, gradients)
-    for batch, head, rows in _slices(problem, most_scores):
-        solver.add(batch, head, rows)
+    solver = _Solver(problem, tensors, gradients, keys)
+    rows = slice(0, problem.q_len) if keys is None else rows_that_see(problem, keys)
+    for part in _slices(problem, rows, most_scores):
+        solver.add(*part)
     return solver.truth()
 
 
-def _slices(problem: Problem, most_scores: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Yield slices of the batch, of the key heads and of the queries with at most ``most_scores`` scores, if it can."""
+def rows_that_see(problem: Problem, keys: slice) -> slice:
+    """Return the range, maybe empty, of the queries that see at least one key of the range ``keys``."""
+    low, high = problem.mask.diagonals(problem.q_len, problem.kv_len)
+    first = 0 if high is None else max(0, keys.start - high)
+    end = problem.q_len if low is None else min(problem.q_len, keys.stop - low)
+    return slice(first, max(first, end))
+
+
+def _slices(problem: Problem, rows: slice, most_scores: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Yield slices of the batch, of the key heads and of ``rows`` with at most ``most_scores`` scores, if it can."""
     everything = slice(None)
     a_row = problem.heads // problem.kv_heads * problem.kv_len
-    if problem.batch * problem.kv_heads * problem.q_len * a_row <= most_scores:
-        yield everything, everything, slice(0, problem.q_len)
+    if problem.batch * problem.kv_heads * (rows.stop - rows.start) * a_row <= most_scores:
+        yield everything, everything, rows
         return
     step = max(1, most_scores // a_row)
     for b in range(problem.batch):
         for h in range(problem.kv_heads):
-            for start in range(0, problem.q_len, step):
-                yield slice(b, b + 1), slice(h, h + 1), slice(start, min(start + step, problem.q_len))
+            for start in range(rows.start, rows.stop, step):
+                yield slice(b, b + 1), slice(h, h + 1), slice(start, min(start + step, rows.stop))
 
 
 class _Solver:
     """The sums over slices. Inside, queries are ``[batch, kv_heads, group, rows, head_dim]`` and keys have group 1."""
 
-    def __init__(self, problem: Problem, tensors: Tensors, gradients: bool) -> None:
+    def __init__(self, problem: Problem, tensors: Tensors, gradients: bool, keys: slice | None) -> None:
         group = problem.heads // problem.kv_heads
-        self.problem, self.gradients = problem, gradients
+        self.problem, self.gradients, self.keys = problem, gradients, keys
         self.q, self.dout = (t.detach().unflatten(1, (problem.kv_heads, group)) for t in (tensors.q, tensors.dout))
         self.k, self.v = (t.detach().unsqueeze(2) for t in (tensors.k, tensors.v))
         self.finfo, self.finfo32 = torch.finfo(tensors.q.dtype), torch.finfo(torch.float32)
@@ -86,13 +107,13 @@ class _Solver:
         self.step = self.finfo.smallest_normal * self.finfo.eps  # between the numbers next to 0
         # What a weight or its gradient loses there; in float32, exp may give 0 below the normal numbers.
         self.underflow = max(self.step / 2, self.finfo32.smallest_normal)
-        like_q = ("out", "dq") if gradients else ("out",)
-        like_k = ("dk", "dv") if gradients else ()
-        self.exact, self.noise, self.scatter = ({name: self._zeros(self.q) for name in like_q} for _ in range(3))
-        self.by_log_scale = self._zeros(self.q)
-        for found in (self.exact, self.noise, self.scatter):
-            found["lse"] = self._zeros(self.q[..., 0])
-            found |= {name: self._zeros(self.k) for name in like_k}
+        like: dict[str, Tensor] = {}
+        if keys is None:
+            like = {"out": self.q, "lse": self.q[..., 0]} | ({"dq": self.q} if gradients else {})
+            self.by_log_scale = self._zeros(self.q)
+        if gradients:
+            like |= dict.fromkeys(("dk", "dv"), self.k if keys is None else self.k[..., keys, :])
+        self.exact, self.noise, self.scatter = ({name: self._zeros(like[name]) for name in like} for _ in range(3))
 
     @staticmethod
     def _zeros(like: Tensor) -> Tensor:
@@ -106,78 +127,88 @@ class _Solver:
         k, v = self.k[batch, head].double(), self.v[batch, head].double()
         scale, cap = problem.softmax_scale, problem.softcap
 
-        raw = scale * (q @ k.mT)
+        raw = (scale * q) @ k.mT
         squash = None if cap is None else torch.tanh(raw / cap)
         logits = raw if squash is None or cap is None else cap * squash
-        slope = torch.ones_like(raw) if squash is None else 1 - squash.square()  # d logit / d raw
-        mask = _visible(problem, rows, q.device)
-        logits = logits.masked_fill(~mask, float("-inf"))
-        empty = ~mask.any(dim=-1)
+        slope = 1.0 if squash is None else 1 - squash.square()  # d logit / d raw
+        hidden = _hidden(problem, rows, q.device)
+        logits = _filled(logits, hidden, -math.inf)
         lse = logits.logsumexp(dim=-1)
-        weights = torch.exp(logits - lse.masked_fill(empty, 0.0).unsqueeze(-1)).masked_fill(~mask, 0.0)
+        finite_lse = lse.masked_fill(lse == -math.inf, 0.0)  # of rows without a key
+        below = logits - finite_lse.unsqueeze(-1)
+        weights = torch.exp(below)
         out = weights @ v
-        by_log_scale = slope * raw
-        by_log_scale = by_log_scale - (weights * by_log_scale).sum(dim=-1, keepdim=True)
 
         # A logit is a float32 sum of head_dim products, whose error grows as the square root of their number (Higham
         # and Mary 2019, doi:10.1137/18M1226312), half of it where several accumulators share the sum. That absolute
         # error is a relative error of the weight it becomes; a backward that computes the logits again, in another
         # order, makes it twice. So is the rounding of exp's argument, which grows with the distance from the row's
         # maximum, and exp's own.
-        size = (scale * (q.abs() @ k.abs().mT)).masked_fill(~mask, 0.0).amax(dim=-1, keepdim=True)
+        size = scale * _filled(q.abs() @ k.abs().mT, hidden, 0.0).amax(dim=-1, keepdim=True)
         # tanh in use is 1 - 2 / (exp(2x) + 1) or like it: near 0 it is right to a rounding of 1, not of itself. So is
         # the logit to a rounding of the cap, and the slope 1 - tanh^2 to one of 1, near 0 as well.
         logit_noise = _growth(problem.head_dim) * unit32 * size + (0.0 if cap is None else 2 * cap * unit32)
         squashed = 0.0 if cap is None else 4 * unit32
-        argument = (logits - lse.unsqueeze(-1)).abs().masked_fill(~mask, 0.0)
-        relative = unit + 2 * logit_noise + unit32 * (_EXP_ULP + argument)
-        uncertain = (relative * weights + self.underflow).masked_fill(~mask, 0.0)
+        relative = _filled(below.abs_(), hidden, 0.0).mul_(unit32).add_(unit + 2 * logit_noise + unit32 * _EXP_ULP)
+        uncertain = _filled(relative.mul_(weights).add_(self.underflow), hidden, 0.0)
         # Independent errors of the weights add up in squares; beside them float32 sums over the keys, and what all
         # keys of a row share: their equal weights round alike, and so does the total that they are divided by.
         sum_over_keys = unit32 * _growth(problem.kv_len)
-        uncertain_squared = (uncertain + sum_over_keys * weights).square()
+        uncertain_squared = uncertain.add(weights, alpha=sum_over_keys).square_()
         out_scatter = (uncertain_squared @ v.square()).sqrt() + (unit + sum_over_keys) * out.abs()
-        self.exact["out"][here], self.exact["lse"][here] = out, lse
-        self.noise["out"][here] = uncertain @ v.abs() + unit * out.abs()
-        self.scatter["out"][here] = out_scatter
-        self.by_log_scale[here] = (weights * by_log_scale) @ v
-        for found in (self.noise, self.scatter):
-            # Terms that are almost equal lose the same in every addition, so their sum loses twice what others do.
-            found["lse"][here] = (
-                logit_noise.squeeze(-1) + 2 * sum_over_keys + unit32 * (_EXP_ULP + lse.abs().masked_fill(empty, 0.0))
-            )
+        if self.keys is None:
+            by_log_scale = _filled(slope * raw, hidden, 0.0)
+            by_log_scale = by_log_scale - (weights * by_log_scale).sum(dim=-1, keepdim=True)
+            self.exact["out"][here], self.exact["lse"][here] = out, lse
+            self.noise["out"][here] = uncertain @ v.abs() + unit * out.abs()
+            self.scatter["out"][here] = out_scatter
+            self.by_log_scale[here] = (weights * by_log_scale) @ v
+            for found in (self.noise, self.scatter):
+                # Terms that are almost equal lose the same in every addition, so their sum loses twice what others do.
+                found["lse"][here] = (
+                    logit_noise.squeeze(-1) + 2 * sum_over_keys + unit32 * (_EXP_ULP + finite_lse.abs())
+                )
         if not self.gradients:
             return
 
         dout = self.dout[here].double()
         delta = (dout * out).sum(dim=-1, keepdim=True)
+        delta_spread = (dout.abs() * (weights @ v.abs())).sum(dim=-1, keepdim=True)
+        delta_spread_squared = (dout.square() * (weights @ v.square())).sum(dim=-1, keepdim=True)
+        if self.keys is not None:  # from here on a key needs nothing of another
+            k, v = k[..., self.keys, :], v[..., self.keys, :]
+            hidden = None if hidden is None else hidden[:, self.keys]
+            slope = slope if isinstance(slope, float) else slope[..., self.keys]
+            weights, uncertain, uncertain_squared = (
+                tensor[..., self.keys] for tensor in (weights, uncertain, uncertain_squared)
+            )
         dlogits = slope * weights * (dout @ v.mT - delta)
         # dP and delta are sums of products of rounded numbers, and their difference may cancel.
-        spread = dout.abs() @ v.abs().mT + (dout.abs() * (weights @ v.abs())).sum(dim=-1, keepdim=True)
-        dlogits_noise = ((slope * uncertain + squashed * weights) * spread + self.underflow).masked_fill(~mask, 0.0)
-        spread_squared = dout.square() @ v.square().mT
-        spread_squared += (dout.square() * (weights @ v.square())).sum(dim=-1, keepdim=True)
-        dlogits_squared = (slope.square() * uncertain_squared + (squashed * weights).square()) * spread_squared
-        dlogits_squared = (dlogits_squared + self.underflow**2).masked_fill(~mask, 0.0)
+        spread = dout.abs() @ v.abs().mT + delta_spread
+        dlogits_noise = _filled((slope * uncertain + squashed * weights) * spread + self.underflow, hidden, 0.0)
+        spread_squared = dout.square() @ v.square().mT + delta_spread_squared
+        dlogits_squared = (slope**2 * uncertain_squared + (squashed * weights).square()) * spread_squared
+        dlogits_squared = _filled(dlogits_squared + self.underflow**2, hidden, 0.0)
         # The error of delta, which comes from the rounded output, moves all keys of a row alike.
         by_delta = slope * weights * (dout.square() * out_scatter.square()).sum(dim=-1, keepdim=True).sqrt()
-        self.exact["dq"][here] = scale * (dlogits @ k)
-        self.noise["dq"][here] = scale * (dlogits_noise @ k.abs())
-        self.scatter["dq"][here] = scale * ((dlogits_squared @ k.square()).sqrt() + (by_delta @ k).abs())
-        keys = (batch, head)
-        self.exact["dk"][keys] += scale * _over_group(dlogits.mT @ q)
-        self.noise["dk"][keys] += scale * _over_group(dlogits_noise.mT @ q.abs())
+        if self.keys is None:
+            self.exact["dq"][here] = scale * (dlogits @ k)
+            self.noise["dq"][here] = scale * (dlogits_noise @ k.abs())
+            self.scatter["dq"][here] = scale * ((dlogits_squared @ k.square()).sqrt() + (by_delta @ k).abs())
+        heads = (batch, head)
+        self.exact["dk"][heads] += scale * _over_group(dlogits.mT @ q)
+        self.noise["dk"][heads] += scale * _over_group(dlogits_noise.mT @ q.abs())
         # Squares, of which truth() takes the root when all rows are in.
-        self.scatter["dk"][keys] += scale**2 * _over_group((dlogits_squared + by_delta.square()).mT @ q.square())
-        self.exact["dv"][keys] += _over_group(weights.mT @ dout)
-        self.noise["dv"][keys] += _over_group(uncertain.mT @ dout.abs())
-        self.scatter["dv"][keys] += _over_group(uncertain_squared.mT @ dout.square())
+        self.scatter["dk"][heads] += scale**2 * _over_group((dlogits_squared + by_delta.square()).mT @ q.square())
+        self.exact["dv"][heads] += _over_group(weights.mT @ dout)
+        self.noise["dv"][heads] += _over_group(uncertain.mT @ dout.abs())
+        self.scatter["dv"][heads] += _over_group(uncertain_squared.mT @ dout.square())
 
     def truth(self) -> Truth:
         """Return the sums, with the rounding of the results themselves."""
         rows = self.problem.q_len * self.problem.heads // self.problem.kv_heads
         terms = {"dq": self.problem.kv_len, "dk": rows, "dv": rows}
-        for name in ("dq", "dk", "dv") if self.gradients else ():
+        for name in terms.keys() & self.exact.keys():
             size = self.exact[name].abs()
             self.noise[name] += self.unit * size
             if name != "dq":
@@ -187,7 +218,7 @@ class _Solver:
         for found in (self.noise, self.scatter):
             for name, tensor in found.items():
                 tensor += self.finfo32.smallest_normal if name == "lse" else self.step
-        by_log_scale = {"out": self.by_log_scale}
+        by_log_scale = {"out": self.by_log_scale} if self.keys is None else {}
         return Truth(
             exact=_indexed(self.exact),
             noise=_indexed(self.noise),
@@ -207,17 +238,24 @@ def _indexed(found: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.flatten(1, 2) for name, tensor in found.items()}
 
 
-def _visible(problem: Problem, rows: slice, device: torch.device) -> Tensor:
-    """Return bool ``[rows, kv_len]``, from the definition of a mask's diagonals."""
+def _hidden(problem: Problem, rows: slice, device: torch.device) -> Tensor | None:
+    """Return bool ``[rows, kv_len]``, from the definition of a mask's diagonals; ``None`` where every key is seen."""
     low, high = problem.mask.diagonals(problem.q_len, problem.kv_len)
+    if low is None and high is None:
+        return None
     query = torch.arange(rows.start, rows.stop, device=device).unsqueeze(1)
     diagonal = torch.arange(problem.kv_len, device=device) - query
-    mask = torch.ones_like(diagonal, dtype=torch.bool)
+    hidden = torch.zeros_like(diagonal, dtype=torch.bool)
     if low is not None:
-        mask &= diagonal >= low
+        hidden |= diagonal < low
     if high is not None:
-        mask &= diagonal <= high
-    return mask
+        hidden |= diagonal > high
+    return hidden
+
+
+def _filled(scores: Tensor, hidden: Tensor | None, value: float) -> Tensor:
+    """Put ``value`` where a key is hidden, in place."""
+    return scores if hidden is None else scores.masked_fill_(hidden, value)
 
 
 def _over_group(per_query_head: Tensor) -> Tensor:

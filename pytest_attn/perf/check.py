@@ -13,12 +13,13 @@ import torch
 from attn_impls.implementation import Implementation
 from attn_impls.problem import Direction, Problem
 from pytest_attn.correctness.judge import WrongOutput, cut, cut_result, judge_results, poison, run
+from pytest_attn.correctness.slices import judge_slices
 from pytest_attn.perf.inputs import Inputs
 from pytest_attn.perf.memory import nbytes
 from pytest_attn.perf.settings import Settings
 
-# Above this many scores a head the oracle would take longer than the measurement.
-_MOST_CHECKED = 4096 * 4096
+# Above this many scores a head the oracle would take longer than the measurement: slices are judged instead.
+_MOST_WHOLE = 4096 * 4096
 
 
 class WrongResult(AssertionError):
@@ -29,8 +30,8 @@ class WrongResult(AssertionError):
 class Checked:
     """What two calls before the timing told.
 
-    ``compile_s`` is the first call less the second, ``error_ratio`` the worst error over its budget (``None`` for what
-    is too large to check), ``output_bytes`` the bytes of what the caller gets.
+    ``compile_s`` is the first call less the second, ``error_ratio`` the worst error over its budget (``None`` for an
+    empty batch), ``output_bytes`` the bytes of what the caller gets.
     """
 
     compile_s: float
@@ -41,22 +42,22 @@ class Checked:
 def check(
     impl: Implementation, problem: Problem, inputs: Inputs, direction: Direction, device: torch.device
 ) -> Checked:
-    """Call ``impl`` twice and judge the second result on the last batch and key head.
+    """Call ``impl`` twice and judge the second result on the last batch and key head, of a long one its last rows.
 
-    The last, because that is where an offset that overflowed or a batch that was left out shows.
+    The last, because that is where an offset that overflowed or a batch or tile that was left out shows.
 
     Raises:
         WrongResult: a value is not finite or outside the budget.
         WrongOutput: the result cannot be compared, or an input or one of torch's settings was changed.
         NotDifferentiable: a gradient is wanted and the output has none.
     """
-    with _left_alone(inputs):
+    with left_alone(inputs):
         first_s, results = _timed_run(impl, problem, inputs, direction, device)
         del results
         with contextlib.suppress(torch.OutOfMemoryError):  # what has no room for poison has no stale memory either
             poison(inputs.tensors)
         second_s, results = _timed_run(impl, problem, inputs, direction, device)
-        ratio = _judged(results, problem, inputs, (problem.batch - 1, problem.kv_heads - 1))
+        ratio = _judged(results, problem, inputs)
         return Checked(max(0.0, first_s - second_s), ratio, nbytes(_outputs(results, direction)))
 
 
@@ -69,15 +70,13 @@ def check_again(
 
     Raises as :func:`check`; the sentence of :class:`WrongResult` says that it was after the timing.
     """
-    with _left_alone(inputs):
+    with left_alone(inputs):
         _, results = _timed_run(impl, problem, inputs, direction, device)
-        part = random.Random(problem.id)
-        where = (part.randrange(max(1, problem.batch)), part.randrange(problem.kv_heads))
-        _judged(results, problem, inputs, where, " after the timing, on other inputs")
+        _judged(results, problem, inputs, random.Random(problem.id), " after the timing, on other inputs")
 
 
 @contextlib.contextmanager
-def _left_alone(inputs: Inputs) -> Iterator[None]:
+def left_alone(inputs: Inputs) -> Iterator[None]:
     """Raise :class:`WrongOutput` for a change of the inputs or of torch's settings; settings are put back anyhow."""
     settings = Settings()
     try:
@@ -106,17 +105,31 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _judged(
-    results: Mapping[str, torch.Tensor], problem: Problem, inputs: Inputs, part: tuple[int, int], when: str = ""
+    results: Mapping[str, torch.Tensor],
+    problem: Problem,
+    inputs: Inputs,
+    pick: random.Random | None = None,
+    when: str = "",
 ) -> float | None:
-    """Return the worst error over its budget on one batch and key head; ``None`` for what is too large."""
+    """Return the worst error over its budget on one batch and key head; ``None`` for an empty batch.
+
+    Without ``pick``, which draws another, on the last ones; of a long problem, on slices of them.
+    """
     for name, tensor in results.items():
         if not bool(tensor.isfinite().all()):
             raise WrongResult(f"wrong result{when}: {name} is not finite")
-    if problem.batch == 0 or problem.q_len * problem.kv_len > _MOST_CHECKED:
+    if problem.batch == 0:
         return None
+    part = (problem.batch - 1, problem.kv_heads - 1)
+    if pick is not None:
+        part = (pick.randrange(problem.batch), pick.randrange(problem.kv_heads))
     smaller, tensors = cut(problem, inputs.tensors, *part)
     parts = {name: cut_result(problem, tensor, *part) for name, tensor in results.items()}
-    ratio = max(verdict.worst for verdict in judge_results(parts, smaller, tensors))
+    if problem.q_len * problem.kv_len <= _MOST_WHOLE:
+        verdicts = judge_results(parts, smaller, tensors)
+    else:
+        verdicts = judge_slices(parts, smaller, tensors, pick)
+    ratio = max(verdict.worst for verdict in verdicts)
     if not ratio <= 1:
         raise WrongResult(f"wrong result{when}: the error is {ratio:.3g} times its budget")
     return ratio

@@ -22,6 +22,7 @@ class Inputs:
         self._problem = problem
         self._device = device
         self.tensors: Tensors = make_tensors(Case(problem), device, draw_on=device)
+        self._weights: torch.Tensor | None = None
         self._sums = self._checksums()
 
     def changed(self) -> str | None:
@@ -36,16 +37,38 @@ class Inputs:
         self._sums = self._checksums()
 
     def _checksums(self) -> dict[str, int]:
-        """Return the sum of each tensor's bits, read as whole numbers: no rounding."""
-        return {name: _checksum(getattr(self.tensors, name)) for name in _NAMES}
+        """Return of each tensor a sum of its bits, weighted by their place, modulo 2^64.
+
+        The word at place ``p`` weighs ``2 p + 1``: odd, so that no bit of it is lost, and values that change places
+        change the sum. ``p`` is one number for the sequence plus one for the other dimensions, so that all that is
+        weighted is the sums along either, which take no memory to speak of. What keeps both, as a reordering of random
+        values does not, goes unseen.
+        """
+        # Looked at after every turn: few kernels, and one copy from the device.
+        sums = [part for name in _NAMES for part in _sums(getattr(self.tensors, name))]
+        if self._weights is None:
+            pairs = zip(sums[::2], sums[1::2], strict=True)
+            self._weights = torch.cat([weights for pair in pairs for weights in _weights(*pair)])
+        lengths = [one.numel() + other.numel() for one, other in zip(sums[::2], sums[1::2], strict=True)]
+        weighted = (torch.cat(sums) * self._weights).split(lengths)
+        return dict(zip(_NAMES, torch.stack([part.sum() for part in weighted]).tolist(), strict=True))
 
 
-def _checksum(tensor: torch.Tensor) -> int:
-    """Return the sum modulo 2^64, read in the widest words of which a row is a whole number.
+def _sums(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the sums of the bits of ``[b, h, s, d]``, read as whole numbers, of each ``s`` and of each other place.
 
-    Of 8 bytes they are for every head dimension in use, and summed as they are; torch copies narrower ones to 64 bit,
-    which is up to four times the tensor, before it adds them.
+    They are read in the widest words of which a row is a multiple. Words of 8 bytes, which there are for every head
+    dimension in use, are summed as they are; torch copies narrower ones to 64 bit, which is up to four times the
+    tensor, before it adds them.
     """
     row = tensor.shape[-1] * tensor.element_size()
     size = max(size for size in _WORDS if row % size == 0)
-    return int(tensor.view(_WORDS[size]).sum(dtype=torch.int64))
+    words = tensor.view(_WORDS[size])
+    return words.sum(dim=(0, 1, 3), dtype=torch.int64), words.sum(dim=2, dtype=torch.int64).flatten()
+
+
+def _weights(along: torch.Tensor, across: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the odd weights of the sums along the sequence, and the even ones of the others."""
+    length = along.numel()
+    odd = 2 * torch.arange(length, device=along.device) + 1
+    return odd, 2 * length * torch.arange(across.numel(), device=across.device)

@@ -8,7 +8,7 @@ import pytest
 
 from attn_impls.problem import FULL, Problem
 from pytest_attn.perf.inputs import Inputs
-from pytest_attn.perf.memory import peak_bytes
+from pytest_attn.perf.memory import nbytes, peak_bytes
 from tests.tool.quick import CPU
 
 HALF = Problem(2, 4, 2, 64, 64, 64, "bf16", FULL)
@@ -26,6 +26,31 @@ def test_a_change_of_one_element_is_seen(name: str, dtype: str, head_dim: int) -
     assert inputs.changed() is None
 
 
-def test_looking_for_a_change_takes_no_memory() -> None:
+@pytest.mark.parametrize("layout", ["bshd", "bhsd"])
+@pytest.mark.parametrize("name", ["q", "k", "v", "dout"])
+def test_values_that_change_places_are_seen(name: str, layout: str) -> None:
+    inputs = Inputs(dataclasses.replace(HALF, layout=layout), CPU)
+    tensor = getattr(inputs.tensors, name)
+    for dim in range(4):
+        for moved in (tensor.flip(dim), tensor.roll(1, dim)):
+            kept = tensor.clone()
+            tensor.copy_(moved)
+            assert inputs.changed() == name, dim
+            tensor.copy_(kept)
+            assert inputs.changed() is None
+    one, other = tensor[0, 1, 5].clone(), tensor[1, 0, 9].clone()
+    tensor[0, 1, 5], tensor[1, 0, 9] = other, one
+    assert inputs.changed() == name
+
+
+@pytest.mark.parametrize("place", [(0, 0, 0, 3), (1, 1, 1, 3), (0, 1, 2, 3), (1, 0, 63, 63)])
+def test_a_sign_is_seen_wherever_it_stands(place: tuple[int, ...]) -> None:
     inputs = Inputs(HALF, CPU)
-    assert peak_bytes(lambda: None, inputs.changed, CPU) < inputs.tensors.q.nbytes / 16
+    inputs.tensors.k[place] *= -1  # the highest bit of a word of 8 bytes, which an even weight would lose
+    assert inputs.changed() == "k"
+
+
+def test_looking_for_a_change_takes_no_memory() -> None:
+    inputs = Inputs(dataclasses.replace(HALF, q_len=1024, kv_len=1024), CPU)
+    every = nbytes(getattr(inputs.tensors, name) for name in ("q", "k", "v", "dout"))
+    assert peak_bytes(lambda: None, inputs.changed, CPU) < every / 16

@@ -71,3 +71,43 @@ def test_peak_counts_what_was_there_before_the_measured_step() -> None:
 
     assert peak_bytes(before, step, CPU) == pytest.approx(1000 + 6000, abs=256)
     assert peak_bytes(lambda: None, lambda: None, CPU) == 0
+
+
+class CachingAllocator:
+    """What CUDA's does: a request gets a cached block that is large enough, whole, and that block is what counts."""
+
+    def __init__(self) -> None:
+        self.cached: list[int] = []
+        self.allocated = self.peak = 0
+
+    def allocate(self, size: int) -> int:
+        block = min((block for block in self.cached if block >= size), default=size)
+        if block in self.cached:
+            self.cached.remove(block)
+        self.allocated += block
+        self.peak = max(self.peak, self.allocated)
+        return block
+
+    def free(self, block: int) -> None:
+        self.allocated -= block
+        self.cached.append(block)
+
+    def reset(self, device: object) -> None:
+        self.peak = self.allocated
+
+    def use(self, *sizes: int) -> None:
+        for block in [self.allocate(size) for size in sizes]:
+            self.free(block)
+
+
+def test_what_ran_before_does_not_count_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = CachingAllocator()
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", cuda.cached.clear)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: cuda.allocated)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", cuda.reset)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: cuda.peak)
+    cuda.allocate(500)  # the inputs
+    cuda.use(9000)  # another implementation, whose blocks would serve this one's requests
+    peak = peak_bytes(lambda: cuda.allocate(20), lambda: cuda.use(1000, 3000), torch.device("cuda"))
+    assert peak == 20 + 1000 + 3000

@@ -1,0 +1,103 @@
+"""The calls before and after the timing: what they are given, what of them counts, and that a round keeps no graph."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from attn_impls import as_implementation
+from attn_impls.naive import naive
+from attn_impls.problem import FULL, Direction, Problem
+from pytest_attn.correctness.case import Case, make_tensors
+from pytest_attn.perf import check
+from pytest_attn.perf.check import WrongResult
+from pytest_attn.perf.inputs import Inputs
+from pytest_attn.perf.passes import memory_of, timed_round
+from tests.tool.fake_cuda import Cuda, Host
+from tests.tool.fake_cuda import cuda as cuda
+from tests.tool.fake_cuda import host as host
+from tests.tool.quick import CPU
+
+PROBLEM = Problem(1, 2, 2, 16, 16, 8, "fp32", FULL)
+CUDA = torch.device("cuda")
+
+
+def test_what_a_call_leaves_unwritten_is_not_what_an_earlier_one_left_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An allocator that hands out the block freed last, as CUDA's does: without poison that is the earlier result."""
+    freed: list[torch.Tensor] = []
+    real = torch.full_like
+
+    def full_like(tensor: torch.Tensor, value: float) -> torch.Tensor:
+        freed.append(real(tensor, value))
+        return freed[-1]
+
+    def attention(q: Any, k: Any, v: Any, problem: Problem, *, written: int) -> torch.Tensor:
+        out = freed.pop() if freed else torch.empty_like(q)
+        rows = slice(0, written if calls else None)
+        calls.append(None)
+        out[:, :, rows] = naive(q, k, v, problem)[:, :, rows]
+        freed.append(out)
+        return out
+
+    monkeypatch.setattr(torch, "full_like", full_like)
+    for written in (16, 15):
+        calls: list[None] = []
+        freed.clear()
+        impl = as_implementation(
+            lambda q, k, v, problem, written=written: attention(q, k, v, problem, written=written), "mine"
+        )
+        inputs = Inputs(PROBLEM, CPU)
+        if written == 16:
+            assert check.check(impl, PROBLEM, inputs, Direction.FWD, CPU).error_ratio is not None
+        else:
+            with pytest.raises(WrongResult, match=r"^wrong result: out is not finite$"):
+                check.check(impl, PROBLEM, inputs, Direction.FWD, CPU)
+
+
+def test_compilation_is_what_the_device_took_more_for_the_first_call(
+    host: Host, cuda: Cuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter((50.0, 20.0))
+    poison = check.poison
+
+    def attention(q: Any, k: Any, v: Any, problem: Problem) -> torch.Tensor:
+        cuda.submit(next(seconds))
+        result: torch.Tensor = naive(q, k, v, problem)
+        return result
+
+    def slow_poison(tensors: Any) -> None:
+        cuda.submit(7.0)
+        poison(tensors)
+
+    monkeypatch.setattr(check, "time", SimpleNamespace(perf_counter=lambda: host.now))
+    monkeypatch.setattr(check, "poison", slow_poison)
+    cuda.submit(11.0)  # what ran before
+    impl = as_implementation(attention, "mine")
+    checked = check.check(impl, PROBLEM, Inputs(PROBLEM, CPU), Direction.FWD, CUDA)
+    assert checked.compile_s == pytest.approx(50 - 20)
+
+
+@pytest.mark.parametrize("direction", [Direction.BWD, Direction.FWD_BWD])
+@pytest.mark.parametrize("kind", ["timed", "memory"])
+def test_no_graph_is_retained(direction: Direction, kind: str) -> None:
+    """A backward pass that keeps its graph keeps what it needs alive; another pass through it must not be possible."""
+    graphs: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def attention(q: Any, k: Any, v: Any, problem: Problem) -> torch.Tensor:
+        out: torch.Tensor = naive(q, k, v, problem)
+        graphs.append((out, q))
+        return out
+
+    impl, tensors = as_implementation(attention, "mine"), make_tensors(Case(PROBLEM), CPU)
+    if kind == "timed":
+        for _ in range(2):
+            timed_round(impl, PROBLEM, tensors, direction)()()
+    else:
+        memory_of(impl, PROBLEM, tensors, direction, CPU, 0)
+    assert len(graphs) == (2 if kind == "timed" else 1)
+    for out, q in graphs:
+        with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+            torch.autograd.grad(out, q, tensors.dout)
