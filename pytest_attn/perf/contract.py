@@ -66,7 +66,7 @@ class Contract:
 
     @property
     def id(self) -> str:
-        """``timer/version``, with ``-energy``, ``-isolated`` and ``-brief`` where those hold; stored in every record."""
+        """``timer/version``, with ``-energy``, ``-isolated`` and ``-brief`` as they hold; stored in each record."""
         marks = {"energy": self.energy_s > 0, "isolated": self.isolated, "brief": self.brief}
         return f"{self.timer}/{self.version}" + "".join(f"-{mark}" for mark, holds in marks.items() if holds)
 

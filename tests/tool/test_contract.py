@@ -13,7 +13,6 @@ import torch
 from pytest_attn.perf.contract import contract_for
 from pytest_attn.perf.device import environment, machine, pick_device
 
-
 DEVICE = {
     "warmup_s": 0.02,
     "warmup_cap_s": 0.3,
