@@ -55,7 +55,13 @@ ADDED = {
     "kernel": {"count"},
     "run": {"shard", "instruments"},
 }
-INSTRUMENTS = {"overhead_us": 3.1, "flush_bytes": 104857600, "telemetry": "nvml", "traced_by": None}
+INSTRUMENTS = {
+    "overhead_us": 3.1,
+    "overhead_from": "cupti",
+    "flush_bytes": 104857600,
+    "telemetry": "nvml",
+    "traced_by": None,
+}
 OOM = record(None, impl="other", status="oom", reason="out of memory: asked for 8.00 GiB")
 
 
