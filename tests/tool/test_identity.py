@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from attn_impls.naive import naive
 from attn_impls.problem import CAUSAL
 from attn_impls.sdpa import sdpa_flash
 from pytest_attn.perf import identity
+from pytest_attn.perf import measure as measure_module
 from pytest_attn.perf.identity import (
     RanAnother,
     check_identity,
@@ -25,9 +26,10 @@ from pytest_attn.perf.identity import (
     shortened,
 )
 from pytest_attn.perf.kineto import Kernel, Trace
-from pytest_attn.perf.measure import measure
+from pytest_attn.perf.measure import measure, measure_alone
 from pytest_attn.perf.record import Record, load_run
-from tests.tool.quick import CPU, QUICK
+from pytest_attn.perf.timers import Prepare
+from tests.tool.quick import CPU, QUICK, instruments
 
 SMALL = Problem(1, 2, 2, 64, 64, 32, "fp32", CAUSAL)
 IMPLEMENTATIONS = discover().implementations
@@ -250,6 +252,27 @@ def test_a_backward_pass_that_fell_back_is_found_behind_a_forward_that_did_not()
         record = measure(impl, problem, direction, CPU, QUICK)
         assert record.status == status, (direction, record.reason)
         assert status == "ok" or str(record.reason).startswith("ran aten::")
+
+
+@pytest.mark.parametrize(("fell_back", "reason"), [(None, None), (0, "ran gemm"), (1, "ran gemm"), (2, "ran gemm")])
+def test_on_a_device_each_half_is_traced_by_itself(
+    fell_back: int | None, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def traced(prepare: Prepare, flush: Any, rounds: int, *, prepares_on_device: bool, **options: Any) -> list[Trace]:
+        prepare()()
+        seen.append(prepares_on_device)
+        return [Trace((Kernel("gemm" if len(seen) - 1 == fell_back else "mine", 0.0, 1e-6),))]
+
+    on_device = instruments()
+    on_device.flush = cast(Any, lambda: None)
+    monkeypatch.setattr(measure_module, "trace", traced)
+    monkeypatch.setattr(measure_module, "disagreement", lambda seconds, traces: None)
+    impl = dataclasses.replace(sdpa_flash, kernels="mine")
+    record = measure_alone(impl, SMALL, Direction.FWD_BWD, on_device).record
+    assert (record.status, record.reason) == ("ok" if reason is None else "error", reason)
+    assert seen == [False, True, False][: len(seen)], "only a backward pass has kernels in its preparation"
 
 
 def test_a_silent_fall_back_inside_torch_is_caught() -> None:
