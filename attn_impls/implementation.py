@@ -146,9 +146,11 @@ class Implementation:
         probe: returns why it cannot run on this machine, or ``None``. Cheap: builds and compiles nothing.
         version: names the code that runs, e.g. ``"torch 2.13.0"``.
         how_to_get: what a user does when the probe says no.
-        kernels: regular expression, found in the name of a kernel that runs (on a CPU: of one of torch's operators). A
-            timed call in which it is found in none is an error, so that a silent fall-back is not taken for it. Empty
-            where nothing is claimed.
+        kernels: regular expression, found in the names of the kernels that do its work (on a CPU: of torch's
+            operators). A timed call that spends less than ``kernels_share`` of its time in them is an error, so that a
+            silent fall-back is not taken for it. Empty where nothing is claimed.
+        kernels_share: least share of the time, without what only moves data. 0 asks for any kernel of that name: for
+            what has the rest of its kernels, such as matrix products, in common with others.
         declared: whether the capabilities were stated; ``False`` where they were inferred from a signature.
         resources: returns what each of its compiled kernels takes, by the kernel's name; asked once it ran, raises
             :class:`Unavailable` where that cannot be told. ``None`` where it has no kernels of its own.
@@ -163,6 +165,7 @@ class Implementation:
     how_to_get: str = ""
     declared: bool = True
     kernels: str = ""
+    kernels_share: float = 0.5
     resources: Callable[[], Mapping[str, Resources]] | None = None
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem, **kwargs: Any) -> Any:
@@ -209,11 +212,22 @@ def implementation(
     version: Callable[[], str] = _torch_version,
     how_to_get: str = "",
     kernels: str = "",
+    kernels_share: float = 0.5,
 ) -> Callable[[AttentionFn], Implementation]:
     """Turn ``fn(q, k, v, problem)`` into an :class:`Implementation`; its docstring's first line is the summary."""
 
     def wrap(fn: AttentionFn) -> Implementation:
         summary = (inspect.getdoc(fn) or "").partition("\n")[0]
-        return Implementation(name, fn, capabilities, summary, probe, version, how_to_get, kernels=kernels)
+        return Implementation(
+            name,
+            fn,
+            capabilities,
+            summary,
+            probe,
+            version,
+            how_to_get,
+            kernels=kernels,
+            kernels_share=kernels_share,
+        )
 
     return wrap

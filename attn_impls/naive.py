@@ -28,6 +28,7 @@ from attn_impls.problem import MASK_KINDS, Problem
         capturable=True,
     ),
     kernels="(?i)softmax",
+    kernels_share=0.0,
 )
 def naive(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem, *, return_lse: bool = False) -> Any:
     """Plain PyTorch: two matrix products and a softmax, every score in memory (Algorithm 0)."""

@@ -98,6 +98,7 @@ sdpa_math = Implementation(
     ),
     summary="SDPA's unfused reference path",
     kernels="(?i)softmax",
+    kernels_share=0.0,
 )
 
 sdpa_flash = Implementation(

@@ -19,11 +19,13 @@ class Contract:
     confidence interval to be narrow, within a budget; median, p10 and p90 over the rounds; memory and the names of
     kernels taken apart from the timing.
 
-    ``events/2`` (CUDA): device seconds between two CUDA events, less the fixed cost of such a pair around one kernel;
+    ``events/3`` (CUDA): device seconds between two CUDA events, less the fixed cost of such a pair around one kernel;
     L2 flushed before each round and outside of it; a batch counts only if the device never waited for the host.
-    ``kineto/1`` (CUDA): summed durations of the kernels, copies and fills of one call, as CUPTI reports them through
-    torch.profiler; the same flush; gaps between kernels are left out. ``wall/2`` (CPU): host seconds by
+    ``kineto/2`` (CUDA): summed durations of the kernels, copies and fills of one call, as CUPTI reports them through
+    torch.profiler; the same flush; gaps between kernels are left out. ``wall/3`` (CPU): host seconds by
     ``time.perf_counter``, at torch's number of threads, after the threads of whatever ran before have gone to sleep.
+
+    Whoever changes a term or what is done between the rounds raises the version: times across it are not compared.
 
     Attributes:
         timer: ``"events"``, ``"kineto"`` or ``"wall"``.
@@ -33,14 +35,15 @@ class Contract:
         flat: the change of the rolling median, relative, below which it counts as flat.
         batch_s: seconds that a batch of rounds should take.
         min_rounds: fewest rounds, however slow the call.
-        max_rounds: most rounds, however quick the call.
-        least_s: fewest seconds of timed batches: a power limiter moves the clock for hundreds of milliseconds, and what
-            is shorter sees one of its steps.
+        max_rounds: most rounds, however quick the call and however uncertain its median.
+        least_s: fewest seconds of timed batches, unless ``max_rounds`` come first: a power limiter moves the clock for
+            hundreds of milliseconds, and what is shorter sees one of its steps.
         budget_s: seconds of timed batches, what is flushed and prepared between the rounds included, after which no
             further batch starts.
         precision: half-width of the median's confidence interval, relative, that ends the rounds.
         noisy_above: half-width above which the record is ``noisy`` instead of a number.
-        energy_s: seconds of a loop of its own in which the energy of a call is taken; 0 leaves that out.
+        energy_s: seconds of a loop of its own in which the energy of a call is taken, which heats the device for the
+            cells behind it; 0 leaves that out.
         isolated: the implementation had a process of its own, so its rounds took no turns with the others'.
         brief: warm-up and rounds were cut short, see :meth:`shortened`.
     """
@@ -63,8 +66,9 @@ class Contract:
 
     @property
     def id(self) -> str:
-        """``timer/version``, with ``-isolated`` and ``-brief`` where those hold; stored in every record."""
-        return f"{self.timer}/{self.version}{'-isolated' * self.isolated}{'-brief' * self.brief}"
+        """``timer/version``, with ``-energy``, ``-isolated`` and ``-brief`` as they hold; stored in each record."""
+        marks = {"energy": self.energy_s > 0, "isolated": self.isolated, "brief": self.brief}
+        return f"{self.timer}/{self.version}" + "".join(f"-{mark}" for mark, holds in marks.items() if holds)
 
     def shortened(self) -> Contract:
         """Return these terms with at most a tenth of a second for the warm-up and for the rounds of a cell.
@@ -99,13 +103,13 @@ def _device(timer: str, version: int) -> Contract:
 
 
 _CONTRACTS = {
-    "events": _device("events", version=2),
-    "kineto": _device("kineto", version=1),
+    "events": _device("events", version=3),
+    "kineto": _device("kineto", version=2),
     # A CPU's clocks and neighbours seldom allow half a percent, so that most records would spend the whole budget:
     # it is smaller, for the default grid to stay under two minutes.
     "wall": Contract(
         "wall",
-        version=2,
+        version=3,
         warmup_s=0.01,
         warmup_cap_s=0.05,
         flat=0.05,

@@ -27,6 +27,11 @@ class EventTimer:
 
     The pair itself costs time: about 3 µs around a single kernel on an H100, a third of a short kernel. That fixed cost
     is calibrated once, against the duration that CUPTI reports for the same kernels, and taken off.
+
+    Attributes:
+        overhead_s: what is taken off.
+        overhead_from: what it was calibrated against: ``"cupti"``; ``"nothing"`` where no profiler could look, so that
+            what remains of it is in every time; ``None`` where it was given.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class EventTimer:
         self.flush = Flush(device)
         self.while_busy = while_busy
         self.cycles_per_second = self._spin_rate()
+        self.overhead_from: str | None = None
         self.overhead_s = self._overhead() if overhead_s is None else overhead_s
 
     def source(self, prepare: Prepare) -> EventSource:
@@ -81,8 +87,10 @@ class EventTimer:
             by_events = EventSource(self, _always(spin)).batch(16)
             by_cupti = [kernel.duration_s for kernel in self._spins(spin, 16)]
             if not by_cupti:
+                self.overhead_from = "nothing"
                 return median(EventSource(self, _always(_nothing)).batch(16))
             differences.append(median(by_events) - median(by_cupti))
+        self.overhead_from = "cupti"
         return max(0.0, median(differences))
 
     def _spins(self, spin: Call, count: int) -> list[Kernel]:

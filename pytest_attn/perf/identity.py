@@ -1,20 +1,37 @@
-"""Which kernels ran, and whether they are the ones that the implementation claims."""
+"""Which kernels ran, and whether most of the time went to the ones that the implementation claims."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from attn_impls.implementation import Implementation
+from attn_impls.problem import Direction, Problem
+from pytest_attn.correctness.case import Tensors
 from pytest_attn.perf.kineto import Trace
+from pytest_attn.perf.passes import timed_round
 from pytest_attn.perf.profiler import profiling
+from pytest_attn.perf.timers import Call, Prepare
 
 # Template arguments run to hundreds of characters; the name itself and its first arguments stand in front.
 _LONGEST_NAME = 160
+# What only moves, fills, allots or passes on: padding for a tile, a copy of a view, autograd's own nodes. It stands
+# beside every implementation, and takes most of the time of a call that is small enough.
+_MOVES = re.compile(
+    r"^Mem(cpy|set)\b|direct_copy_kernel|FillFunctor|CatArrayBatchedCopy"
+    r"|^autograd::|Backward\d*$|^GeneratedBackwardFor|^torch::autograd::"
+    r"|^aten::(_?to(_copy)?|copy_|clone|contiguous|cat|fill_|zero_|zeros|ones|full|resolve_conj|detach_?|alias"
+    r"|(new_)?(empty|zeros|ones|full)(_like|_strided)?|(_unsafe_)?view|(_reshape_)?alias|reshape|transpose|t|permute"
+    r"|expand|as_strided|select|slice|narrow|squeeze|unsqueeze|scaled_dot_product_attention|_fused_sdp_choice)$"
+)
+# A CPU runs other programs too, and an operator that was interrupted looks long.
+_LOOKS = 3
 
 
 class RanAnother(AssertionError):
-    """The implementation declares its kernels, and none of those ran."""
+    """The implementation declares its kernels, and others took the time."""
 
 
 def kernels_of(traces: Sequence[Trace]) -> list[dict[str, Any]]:
@@ -60,13 +77,50 @@ def _cut(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
-def check_identity(kernels: Sequence[Mapping[str, Any]], pattern: str) -> None:
-    """Raise :class:`RanAnother`, with the longest kernel's name, unless one of ``kernels`` matches ``pattern``.
+def identified_operators(prepare: Prepare, impl: Implementation) -> list[dict[str, Any]]:
+    """Return :func:`operators_of` a call of ``prepare()()`` on a CPU, proved to be those of ``impl``.
+
+    Raises :class:`RanAnother` where three calls in a row are spent in others.
+    """
+    for _ in range(_LOOKS - 1):
+        operators = operators_of(prepare())
+        with contextlib.suppress(RanAnother):
+            check_identity(operators, impl)
+            return operators
+    operators = operators_of(prepare())
+    check_identity(operators, impl)
+    return operators
+
+
+def halves(impl: Implementation, problem: Problem, tensors: Tensors) -> dict[Direction, Prepare]:
+    """Return the forward, with its graph, and the backward of a call in both directions, each a round of its own.
+
+    One of them may have fallen back, and the other one's kernels have most of the call's time.
+    """
+
+    def forward() -> Call:
+        leaves = tensors.requires_grad()
+        return lambda: impl(leaves.q, leaves.k, leaves.v, problem)
+
+    return {Direction.FWD: forward, Direction.BWD: timed_round(impl, problem, tensors, Direction.BWD)}
+
+
+def check_identity(kernels: Sequence[Mapping[str, Any]], impl: Implementation) -> None:
+    """Raise :class:`RanAnother`, with the longest other kernel's name, unless ``impl``'s own kernels took the time.
+
+    They must hold ``impl.kernels_share`` of it, without the kernels that only move data and are not its own.
 
     Args:
         kernels: ``{name, share, ...}``, the longest first.
-        pattern: a regular expression searched for in each name; empty where nothing is claimed.
+        impl: declares a regular expression, which is searched for in each name; an empty one claims nothing.
     """
-    if not pattern or any(re.search(pattern, kernel["name"]) for kernel in kernels):
+    if not impl.kernels:
         return
-    raise RanAnother(f"ran {_cut(kernels[0]['name'])}" if kernels else "ran no kernel at all")
+    own = [kernel for kernel in kernels if re.search(impl.kernels, kernel["name"])]
+    others = [kernel for kernel in kernels if kernel not in own]
+    computing = [kernel for kernel in others if not _MOVES.search(kernel["name"])]
+    own_share, other_share = (sum(kernel["share"] for kernel in some) for some in (own, computing))
+    if own and own_share >= impl.kernels_share * (own_share + other_share):
+        return
+    longest = next(iter(computing or others or kernels), None)
+    raise RanAnother("ran no kernel at all" if longest is None else f"ran {_cut(longest['name'])}")

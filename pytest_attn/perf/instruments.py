@@ -67,10 +67,16 @@ class Instruments:
         """Seconds that the timer takes off each round, where it does."""
         return self.timer.overhead_s if isinstance(self.timer, EventTimer) else None
 
+    def _overhead_from(self) -> str | None:
+        if not isinstance(self.timer, EventTimer):
+            return None
+        return self.timer.overhead_from or (None if self.traced_by is None else self.traced_by.overhead_from)
+
     def describe(self) -> dict[str, object]:
         """Return the JSON form of what a reader needs to know of them."""
         return {
             "overhead_us": None if self.overhead_s is None else round(1e6 * self.overhead_s, 3),
+            "overhead_from": self._overhead_from(),
             "flush_bytes": None if self.flush is None else self.flush.nbytes,
             "telemetry": self.no_telemetry or "nvml",
             "ceilings": {"tflops": dict(self._products), "gbps": self._copy} if self._products else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from pytest_attn.perf.timers import Prepare
 
 # The kernel of torch.cuda._sleep, which stands before and after each traced call.
 SPIN_KERNEL = "spin_kernel"
+_WARM_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ def trace(
     *,
     prepares_on_device: bool,
     while_busy: Callable[[], object] = lambda: None,
+    warm_s: float = _WARM_S,
 ) -> list[Trace]:
     """Return what the device ran for each of ``rounds`` calls of ``prepare()()``, the preparation left out.
 
@@ -89,11 +92,20 @@ def trace(
         rounds: how many calls.
         prepares_on_device: whether ``prepare`` itself runs kernels; where it does not, every kernel must lie inside.
         while_busy: called when all is queued.
+        warm_s: seconds of such calls without the profiler, ahead of the others: after the host's work that the device
+            idled through its clock is not the one of the timed rounds.
 
     Raises:
         LostTrack: some marks or flushes are missing, or the call itself runs the kernel that marks.
         StrayWork: a kernel ran outside of the call that queued it.
     """
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < warm_s:
+        call = prepare()
+        flush()
+        call()
+        # Not ahead of the device: calls of a second each would queue up.
+        torch.cuda.synchronize()
 
     def run() -> None:
         for _ in range(rounds):
@@ -177,7 +189,10 @@ class KinetoSource:
         Raises ``RuntimeError`` where the profiler reports nothing, and :class:`LostTrack`.
         """
         timer = self._timer
-        traces = trace(self._prepare, timer.flush, size, prepares_on_device=True, while_busy=timer.while_busy)
+        # No warm-up of its own: that of the contract is behind it, and the batches follow each other.
+        traces = trace(
+            self._prepare, timer.flush, size, prepares_on_device=True, while_busy=timer.while_busy, warm_s=0.0
+        )
         seconds = [traced.kernel_s for traced in traces]
         if not all(seconds) or not seconds:
             raise RuntimeError("torch.profiler reports no kernels; is another profiler attached?")

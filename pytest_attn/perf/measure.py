@@ -20,7 +20,7 @@ from pytest_attn.perf.check import Checked, WrongResult, check, check_again
 from pytest_attn.perf.contract import Contract
 from pytest_attn.perf.device import lost_device
 from pytest_attn.perf.energy import energy_per_call
-from pytest_attn.perf.identity import RanAnother, check_identity, kernels_of, operators_of, shortened
+from pytest_attn.perf.identity import RanAnother, check_identity, halves, identified_operators, kernels_of, shortened
 from pytest_attn.perf.inputs import Inputs
 from pytest_attn.perf.instruments import Instruments
 from pytest_attn.perf.kineto import LostTrack, StrayWork, Trace, trace
@@ -286,21 +286,26 @@ class _Group:
         Raises :class:`RanAnother`, :class:`StrayWork` or :class:`Implausible` where the call is not what was timed.
         """
         if (traced_by := self._instruments.traced_by) is not None:
-            return None, None, f"what ran was not traced here, but in {traced_by.source}"
+            return None, None, traced_by.note(member.record)
         prepare, flush = self._round(member, inputs), self._instruments.flush
+        both = self._direction is Direction.FWD_BWD
+        alone = halves(member.impl, self._problem, inputs.tensors) if both else {}
         if flush is None:
-            operators = operators_of(prepare())
-            check_identity(operators, member.impl.kernels)
-            return operators, None, None
+            for half in alone.values():
+                identified_operators(half, member.impl)
+            return identified_operators(prepare, member.impl), None, None
         rounds = max(1, min(_MOST_TRACED, int(_TRACE_S / (seconds or _TRACE_S))))
         try:
+            for direction, half in alone.items():
+                if traces := trace(half, flush, 1, prepares_on_device=direction is Direction.BWD, warm_s=0.0):
+                    check_identity(kernels_of(traces), member.impl)
             traces = trace(prepare, flush, rounds, prepares_on_device=self._direction is Direction.BWD)
         except LostTrack as lost:
             return None, None, f"what ran is not proved: {lost}"
         if not traces:
             return None, None, "what ran is not proved: torch.profiler reported no kernels"
         kernels = kernels_of(traces)
-        check_identity(kernels, member.impl.kernels)
+        check_identity(kernels, member.impl)
         kernel_s = median(traced.kernel_s for traced in traces)
         return kernels, kernel_s, None if seconds is None else disagreement(seconds, traces)
 
@@ -325,8 +330,11 @@ def disagreement(seconds: float, traces: Sequence[Trace]) -> str | None:
     allowed = 0.02 * seconds + 1e-6 + 2e-6 * max(0, count - 1)
     if abs(seconds - kernel_s) <= allowed:
         return None
-    return f"the timer says {1e6 * seconds:.1f} µs, its {count:.0f} kernels take {1e6 * kernel_s:.1f} µs: " + (
-        "the device stood idle between them" if seconds > kernel_s else "they overlap, or ran slower when traced"
+    timed, summed = f"the timer says {1e6 * seconds:.1f} µs", f"{1e6 * kernel_s:.1f} µs"
+    if count <= 1:
+        return f"{timed}, its kernel takes {summed} under the profiler"
+    return f"{timed}, its {count:.0f} kernels take {summed} under the profiler: " + (
+        "the device stood idle between them" if seconds > kernel_s else "they overlap, or ran slower there"
     )
 
 

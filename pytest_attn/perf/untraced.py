@@ -13,15 +13,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_attn.perf.record import BadRun, load_run
+from pytest_attn.perf.record import BadRun, Record, load_run
 
 
 @dataclass(frozen=True, slots=True)
 class TracedRun:
-    """A run that had a profiler: its file, and the seconds that its timer took off each round, where it did."""
+    """A run that had a profiler.
+
+    Attributes:
+        source: its file.
+        overhead_s: seconds that its timer took off each round, where it did.
+        overhead_from: what those were calibrated against, see :class:`~pytest_attn.perf.events.EventTimer`.
+        proved: the cells whose kernels it has, each with the version of the implementation that ran them.
+    """
 
     source: str
     overhead_s: float | None
+    overhead_from: str | None = None
+    proved: frozenset[tuple[tuple[str, str, str], str | None]] = frozenset()
+
+    def note(self, record: Record) -> str:
+        """Return what a record that was not traced has to say about that: where its kernels are, if anywhere."""
+        if (record.key, record.impl_version) in self.proved:
+            return f"what ran was not traced here, but in {self.source}"
+        return f"what ran is not proved: neither this run nor {self.source} has the kernels of this cell and version"
 
 
 def traced_run(path: str | Path, machine: Mapping[str, Any], contract: str) -> TracedRun:
@@ -40,4 +55,9 @@ def traced_run(path: str | Path, machine: Mapping[str, Any], contract: str) -> T
     if run.instruments.get("traced_by") is not None:
         raise ValueError(f"{path} was not traced itself")
     overhead_us = run.instruments.get("overhead_us")
-    return TracedRun(str(path), None if overhead_us is None else float(overhead_us) * 1e-6)
+    return TracedRun(
+        str(path),
+        None if overhead_us is None else float(overhead_us) * 1e-6,
+        run.instruments.get("overhead_from"),
+        frozenset((each.key, each.impl_version) for each in run.records if each.status == "ok" and each.kernels),
+    )

@@ -104,6 +104,7 @@ class Flush:
     def __init__(self, cuda: Cuda) -> None:
         self.cuda = cuda
         self.count = 0
+        self.nbytes = 1
 
     def __call__(self) -> None:
         self.count += 1

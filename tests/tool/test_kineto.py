@@ -106,11 +106,17 @@ def test_a_difference_that_the_device_explains_is_no_note(micros: float, calls: 
 def test_a_difference_is_a_sentence_with_both_times() -> None:
     call = traced(60.0, 40.0)
     assert disagreement(120e-6, [call]) == (
-        "the timer says 120.0 µs, its 2 kernels take 100.0 µs: the device stood idle between them"
+        "the timer says 120.0 µs, its 2 kernels take 100.0 µs under the profiler: the device stood idle between them"
     )
     assert disagreement(80e-6, [call]) == (
-        "the timer says 80.0 µs, its 2 kernels take 100.0 µs: they overlap, or ran slower when traced"
+        "the timer says 80.0 µs, its 2 kernels take 100.0 µs under the profiler: they overlap, or ran slower there"
     )
+
+
+@pytest.mark.parametrize("micros", [80.0, 120.0])
+def test_one_kernel_neither_overlaps_nor_leaves_the_device_idle(micros: float) -> None:
+    sentence = f"the timer says {micros:.1f} µs, its kernel takes 100.0 µs under the profiler"
+    assert disagreement(micros * 1e-6, [traced(100.0)]) == sentence
 
 
 def test_a_time_much_shorter_than_the_kernels_is_no_time() -> None:
@@ -219,6 +225,35 @@ def test_starts_are_told_to_the_nanosecond(device: FakeDevice, monkeypatch: pyte
 def test_preparation_and_flush_are_no_part_of_a_trace(device: FakeDevice) -> None:
     traces = trace(attention(device), flush(device), rounds=3, prepares_on_device=True)
     assert names(traces) == [["dot_do_o", "backward"]] * 3
+
+
+def test_a_trace_begins_on_a_device_that_has_worked(device: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr(kineto, "time", SimpleNamespace(perf_counter=lambda: 0.006 * next(clock)))
+    (call,) = trace(attention(device), flush(device), rounds=1, prepares_on_device=True)
+    assert len(call.kernels) == 2
+    assert device.now == pytest.approx(3 * 180e-6 + 180e-6 + 2e-6), "three calls in 20 ms, and the one that was traced"
+
+
+def test_the_flush_writes_twice_the_second_level_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 50 * 2**20
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(L2_cache_size=size))
+    written = Flush(torch.device("cpu"))
+    assert written.nbytes == 2 * size
+    written._buffer.fill_(7)
+    written()
+    assert not written._buffer.any()
+
+
+def test_a_round_without_a_kernel_is_no_time_of_zero(device: FakeDevice) -> None:
+    turn = iter((1.0, 0.0, 1.0))
+
+    def prepare() -> Callable[[], object]:
+        lasts = next(turn)
+        return (lambda: device.kernel("a", 5.0)) if lasts else (lambda: None)
+
+    with pytest.raises(RuntimeError, match=r"^torch\.profiler reports no kernels"):
+        KinetoTimer(torch.device("cuda")).source(prepare).batch(3)
 
 
 def test_the_kineto_timer_gives_the_summed_kernels_of_each_round(device: FakeDevice) -> None:

@@ -57,6 +57,7 @@ ADDED = {
 }
 INSTRUMENTS = {
     "overhead_us": 3.1,
+    "overhead_from": "cupti",
     "flush_bytes": 104857600,
     "telemetry": "nvml",
     "ceilings": {"tflops": {"bf16": 790.0, "fp32": None}, "gbps": 2900.0},
@@ -140,6 +141,7 @@ def test_schema_misses_a_key(path: tuple[str, ...]) -> None:
         {"schema": 2},
         {"contract": "events"},
         {"contract": "events/2-alone"},
+        {"contract": "events/3-isolated-energy"},
         {"note": ""},
         {"telemetry": {"clock_reasons": "software power cap"}},
         {"telemetry": {"sm_mhz": "fast"}},

@@ -11,9 +11,11 @@ import torch
 
 from pytest_attn.perf import energy, events
 from pytest_attn.perf.events import EventTimer
+from pytest_attn.perf.kineto import Kernel
 from pytest_attn.perf.timers import HostBound
 from pytest_attn.perf.wall import WallTimer
 from tests.tool.fake_cuda import Cuda, Host, always, timer
+from tests.tool.fake_cuda import Flush as FakeFlush
 from tests.tool.fake_cuda import cuda as cuda
 from tests.tool.fake_cuda import host as host
 
@@ -21,12 +23,50 @@ from tests.tool.fake_cuda import host as host
 def test_events_give_the_kernels_time_without_the_cost_of_the_pair(cuda: Cuda) -> None:
     events_timer = timer()
     assert events_timer.overhead_s == pytest.approx(3e-6)
+    assert events_timer.overhead_from == "cupti"
     assert events_timer.source(always(cuda.kernel(20e-6))).batch(16) == pytest.approx([20e-6] * 16)
 
 
 def test_without_a_profiler_the_pair_around_nothing_is_taken_off(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "profile_kernels", lambda run: [])
-    assert timer().overhead_s == pytest.approx(0.0, abs=1e-7)
+    events_timer = timer()
+    assert events_timer.overhead_s == pytest.approx(0.0, abs=1e-7)
+    assert events_timer.overhead_from == "nothing"
+
+
+def test_a_time_is_at_least_one_step_of_the_clock(cuda: Cuda) -> None:
+    # Less than the cost of the pair: neither nothing nor negative.
+    assert timer().source(always(lambda: cuda.submit(1e-6))).batch(4) == [32e-9] * 4
+
+
+def test_a_pair_that_reads_less_than_the_kernel_costs_nothing(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "overhead", -2e-6)
+    assert timer().overhead_s == 0.0, "CUPTI and the events differ by their resolution, and no time is added"
+
+
+def test_the_calibration_flushes_as_the_rounds_do(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+
+    def run(body: Callable[[], object]) -> list[Kernel]:
+        before = made[0].count
+        cuda.launched.clear()
+        body()
+        cuda.synchronize()
+        flushed.append(made[0].count - before)
+        return [Kernel("spin_kernel(long)", at, seconds) for at, seconds in enumerate(cuda.launched)]
+
+    made: list[FakeFlush] = []
+    monkeypatch.setattr(events, "Flush", lambda device: made.append(FakeFlush(cuda)) or made[0])
+    monkeypatch.setattr(events, "profile_kernels", run)
+    timer()
+    assert flushed == [16] * 16, "once before each kernel that CUPTI times"
+
+
+def test_a_spin_has_an_end_however_slow_the_host(cuda: Cuda) -> None:
+    source = timer().source(always(cuda.kernel(1e-3, launch_s=0.1)))
+    cuda.launched.clear()
+    assert source.batch(16) == pytest.approx([1e-3]), "one round of 0.1 s is hidden, 16 are not"
+    assert max(cuda.launched) == pytest.approx(0.251, rel=1e-3)
 
 
 def test_a_calibration_of_another_process_needs_no_profiler(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -27,6 +29,12 @@ CELLS: list[tuple[str, Problem, Direction]] = [
     ("sdpa-cudnn", Problem(2, 16, 16, 512, 512, 128, "bf16", FULL), BWD),
     ("sdpa-efficient", Problem(1, 16, 16, 256, 256, 64, "bf16", FULL), FWD),
 ]
+
+
+def commit() -> str:
+    """Return the commit of the checkout that runs this, with ``-dirty`` behind it where files were changed."""
+    described = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    return subprocess.run(described, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def implementation(name: str) -> Implementation:

@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent))
+from cells import commit
+
 from attn_impls import Direction, discover
 from attn_impls.grids import load_grid
 from pytest_attn.perf import check, inputs, measure, rounds
@@ -40,7 +43,7 @@ def main(out: Path) -> None:
     rounds._warm_up = clocked("warm-up", rounds._warm_up)
     inputs.make_tensors = clocked("inputs", inputs.make_tensors)
     check._judged = clocked("oracle", check._judged)
-    check._timed_run = clocked("two first calls", check._timed_run)
+    check._timed_run = clocked("three calls", check._timed_run)
     measure.memory_of = clocked("memory", measure.memory_of)
     measure.trace = clocked("trace", measure.trace)
     device = torch.device("cuda", 0)
@@ -63,6 +66,7 @@ def main(out: Path) -> None:
     beyond = (total - spent["timed rounds"] - compiling) / len(records)
     per_record = {name: 1e3 * seconds / len(records) for name, seconds in spent.items()}
     result = {
+        "commit": commit(),
         "records": len(records),
         "statuses": dict(statuses),
         "total_s": total,

@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))
+from cells import commit
+
 HERE = Path(__file__).parent
 PROCESSES = 10
 
@@ -49,7 +52,7 @@ def main(out: Path, processes: int) -> None:
                 "sm_mhz": statistics.median((record["telemetry"] or {}).get("sm_mhz") or 0 for record in records),
             }
         )
-    out.write_text(json.dumps({"processes": processes, "cells": rows, "runs": runs}) + "\n")
+    out.write_text(json.dumps({"commit": commit(), "processes": processes, "cells": rows, "runs": runs}) + "\n")
     print(f"{'µs':>8} {'CV %':>6} {'do_bench mean':>14} {'median':>8}  kernels µs  cell ({processes} processes)")
     for row in rows:
         print(
