@@ -50,7 +50,7 @@ def check(
         WrongOutput: the result cannot be compared, or an input or one of torch's settings was changed.
         NotDifferentiable: a gradient is wanted and the output has none.
     """
-    with _left_alone(inputs):
+    with left_alone(inputs):
         first_s, results = _timed_run(impl, problem, inputs, direction, device)
         del results
         with contextlib.suppress(torch.OutOfMemoryError):  # what has no room for poison has no stale memory either
@@ -69,7 +69,7 @@ def check_again(
 
     Raises as :func:`check`; the sentence of :class:`WrongResult` says that it was after the timing.
     """
-    with _left_alone(inputs):
+    with left_alone(inputs):
         _, results = _timed_run(impl, problem, inputs, direction, device)
         part = random.Random(problem.id)
         where = (part.randrange(max(1, problem.batch)), part.randrange(problem.kv_heads))
@@ -77,7 +77,7 @@ def check_again(
 
 
 @contextlib.contextmanager
-def _left_alone(inputs: Inputs) -> Iterator[None]:
+def left_alone(inputs: Inputs) -> Iterator[None]:
     """Raise :class:`WrongOutput` for a change of the inputs or of torch's settings; settings are put back anyhow."""
     settings = Settings()
     try:
