@@ -215,9 +215,7 @@ class _Group:
         members = list(self._waiting())
         telemetry = self._instruments.telemetry
         stirring = Stirring(inputs.tensors)
-        sources = [
-            self._instruments.timer.source(stirring.rounds(self._round(member, inputs))) for member in members
-        ]
+        sources = [self._instruments.timer.source(stirring.rounds(self._round(member, inputs))) for member in members]
         shuffle = random.Random(self._problem.id)
         watch = (lambda index: None) if telemetry is None else telemetry.watch
         around = functools.partial(self._turn, inputs, stirring)
