@@ -109,9 +109,9 @@ def measure_group(
 
     They share the inputs, which ``draw`` gives for this call. After each check, each turn and each pass that follows,
     these and torch's settings are proved to be as they were: who changed them is an ``error``, and the others go on
-    with what was put back. A problem outside the capabilities is ``unsupported``, too little memory is ``oom``, a device that kept waiting for
-    the host is ``host_bound``, a median that stayed too uncertain is ``noisy``, and a wrong result, another kernel than
-    the declared one or anything raised is ``error``; each with its reason.
+    with what was put back. A problem outside the capabilities is ``unsupported``, too little memory is ``oom``, a
+    device that kept waiting for the host is ``host_bound``, a median that stayed too uncertain is ``noisy``, and a
+    wrong result, another kernel than the declared one or anything raised is ``error``; each with its reason.
 
     Returns:
         One outcome for each implementation, in order; :class:`~attn_impls.Unavailable` for one that turned out not to

@@ -27,6 +27,8 @@ def _fp32_precision(owner: Any) -> tuple[Callable[[], Any], Callable[[Any], obje
     return (lambda: owner.fp32_precision), (lambda value: setattr(owner, "fp32_precision", value))
 
 
+_mkldnn: Any = torch.backends.mkldnn  # its matmul is missing in torch's annotations
+
 # The wider stands before the narrower: to set it sets those, or shows through where they are not set.
 _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "number of threads": (torch.get_num_threads, torch.set_num_threads),
@@ -34,9 +36,9 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "matmul precision": (_matmul_precision, _set_matmul_precision),
     "fp32 precision": _fp32_precision(torch.backends),
     "fp32 precision on CUDA": _fp32_precision(torch.backends.cudnn),
-    "fp32 precision on a CPU": _fp32_precision(torch.backends.mkldnn),
+    "fp32 precision on a CPU": _fp32_precision(_mkldnn),
     "matmul precision on CUDA": _fp32_precision(torch.backends.cuda.matmul),
-    "matmul precision on a CPU": _fp32_precision(torch.backends.mkldnn.matmul),
+    "matmul precision on a CPU": _fp32_precision(_mkldnn.matmul),
     "deterministic mode": (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
     "gradient mode": (torch.is_grad_enabled, torch.set_grad_enabled),
 }

@@ -61,10 +61,12 @@ def test_each_setting_is_watched(name: str, read: Callable[[], object], change: 
     assert settings.put_back() is None
 
 
+@pytest.mark.parametrize("own", ["none", "tf32"])
 @pytest.mark.parametrize("owner", OWNERS, ids=["all", "cudnn", "mkldnn", "cuda.matmul", "mkldnn.matmul"])
-def test_a_precision_is_put_back_at_whichever_level_it_was_set(owner: Any) -> None:
+def test_a_precision_is_put_back_at_whichever_level_it_was_set(owner: Any, own: str) -> None:
+    owner.fp32_precision = own
     before, settings = fp32_precisions(), Settings()
-    owner.fp32_precision = "tf32"
+    owner.fp32_precision = "ieee"
     assert fp32_precisions() != before
     assert settings.put_back() is not None
     assert fp32_precisions() == before
