@@ -29,14 +29,14 @@ def _fp32_precision(owner: Any) -> tuple[Callable[[], Any], Callable[[Any], obje
 
 _mkldnn: Any = torch.backends.mkldnn  # its matmul is missing in torch's annotations
 
-# The wider stands before the narrower: to set it sets those, or shows through where they are not set.
+# The wider stands before the narrower: to set it sets those, or shows through where they are not set. To set the one of
+# all of mkldnn sets torch's.
 _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "number of threads": (torch.get_num_threads, torch.set_num_threads),
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "matmul precision": (_matmul_precision, _set_matmul_precision),
     "fp32 precision": _fp32_precision(torch.backends),
     "fp32 precision on CUDA": _fp32_precision(torch.backends.cudnn),
-    "fp32 precision on a CPU": _fp32_precision(_mkldnn),
     "matmul precision on CUDA": _fp32_precision(torch.backends.cuda.matmul),
     "matmul precision on a CPU": _fp32_precision(_mkldnn.matmul),
     "deterministic mode": (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
