@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import random
 import re
@@ -16,7 +17,7 @@ import torch
 from attn_impls.implementation import Implementation, Unavailable
 from attn_impls.problem import Direction, Problem
 from pytest_attn.correctness.judge import NotDifferentiable, WrongOutput
-from pytest_attn.perf.check import Checked, WrongResult, check, check_again
+from pytest_attn.perf.check import Checked, WrongResult, check, check_again, left_alone
 from pytest_attn.perf.contract import Contract
 from pytest_attn.perf.device import lost_device
 from pytest_attn.perf.energy import energy_per_call
@@ -28,6 +29,7 @@ from pytest_attn.perf.passes import memory_of, timed_round
 from pytest_attn.perf.peak import percent_of_peak
 from pytest_attn.perf.record import Record, Time
 from pytest_attn.perf.rounds import Turns, take_turns
+from pytest_attn.perf.stirring import Stirring
 from pytest_attn.perf.timers import HostBound, forget_frames, of_the_call
 
 _MOST_TRACED = 5
@@ -105,10 +107,11 @@ def measure_group(
 ) -> list[Measured | Unavailable | None]:
     """Check each of ``impls`` on ``problem``, time those that are right in turns, then take memory and kernel names.
 
-    They share the inputs, which ``draw`` gives for this call and which are proved unchanged after each check. A
-    problem outside the capabilities is ``unsupported``, too little memory is ``oom``, a device that kept waiting for
-    the host is ``host_bound``, a median that stayed too uncertain is ``noisy``, and a wrong result, another kernel than
-    the declared one or anything raised is ``error``; each with its reason.
+    They share the inputs, which ``draw`` gives for this call. After each check, each turn and each pass that follows,
+    these and torch's settings are proved to be as they were: who changed them is an ``error``, and the others go on
+    with what was put back. A problem outside the capabilities is ``unsupported``, too little memory is ``oom``, a
+    device that kept waiting for the host is ``host_bound``, a median that stayed too uncertain is ``noisy``, and a
+    wrong result, another kernel than the declared one or anything raised is ``error``; each with its reason.
 
     Returns:
         One outcome for each implementation, in order; :class:`~attn_impls.Unavailable` for one that turned out not to
@@ -153,6 +156,7 @@ class _Group:
         self._direction = direction
         self._instruments = instruments
         self._device = instruments.device
+        self._spoiled = False
 
     def measure(self) -> None:
         if not any(self._waiting()):
@@ -169,7 +173,11 @@ class _Group:
         self._time(inputs)
         for member in self._waiting():
             with self._guard(member):
-                self._finish(member, inputs)
+                if inputs.changed() is not None:  # by somebody who failed for it
+                    inputs.renew(seed=1)
+                with left_alone(inputs):
+                    record = self._finished(member, inputs)
+                member.record, member.over = record, True
 
     def _waiting(self) -> Iterator[_Member]:
         """Give those who are not over, looked at one by one: who loses the device ends it for those behind."""
@@ -206,10 +214,12 @@ class _Group:
     def _time(self, inputs: Inputs) -> None:
         members = list(self._waiting())
         telemetry = self._instruments.telemetry
-        sources = [self._instruments.timer.source(self._round(member, inputs)) for member in members]
+        stirring = Stirring(inputs.tensors)
+        sources = [self._instruments.timer.source(stirring.rounds(self._round(member, inputs))) for member in members]
         shuffle = random.Random(self._problem.id)
         watch = (lambda index: None) if telemetry is None else telemetry.watch
-        everyone = take_turns(sources, self._instruments.contract, shuffle, watch, self._lost)
+        around = functools.partial(self._turn, inputs, stirring)
+        everyone = take_turns(sources, self._instruments.contract, shuffle, watch, self._lost, around)
         for index, (member, turns) in enumerate(zip(members, everyone, strict=True)):
             member.turns = turns
             if telemetry is not None:
@@ -220,20 +230,33 @@ class _Group:
                 with self._guard(member):
                     # An eager fall-back is all launches: that something else ran is the better reason.
                     if isinstance(turns.error, HostBound):
-                        self._identify(member, inputs, seconds=None)
+                        inputs.renew(seed=1)
+                        with left_alone(inputs):
+                            self._identify(member, inputs, seconds=None)
                     raise turns.error
-        if not any(self._waiting()):
-            return
-        if (name := inputs.changed()) is not None:
-            names = ", ".join(member.impl.name for member in members)
-            for member in self._waiting():
-                self._fail(member, WrongOutput(f"the input {name} changed while {names} took turns: time them apart"))
-        inputs.renew(seed=1)
+        if any(self._waiting()):
+            inputs.renew(seed=1)
+
+    @contextlib.contextmanager
+    def _turn(self, inputs: Inputs, stirring: Stirring) -> Iterator[None]:
+        """Blame one turn for a change of the inputs or of torch's settings, and leave neither to the next one."""
+        if self._spoiled:  # drawn anew not before the call that failed has given back its memory
+            inputs.renew(seed=0)
+            stirring.forget()
+            self._spoiled = False
+        try:
+            with left_alone(inputs):
+                yield
+                stirring.put_back()
+        except BaseException:
+            self._spoiled = True
+            raise
 
     def _lost(self) -> bool:
         return lost_device(self._device) is not None
 
-    def _finish(self, member: _Member, inputs: Inputs) -> None:
+    def _finished(self, member: _Member, inputs: Inputs) -> Record:
+        """Return the record of what was timed, with what is taken after the timing."""
         assert member.turns is not None
         assert member.checked is not None
         contract = self._instruments.contract
@@ -263,10 +286,7 @@ class _Group:
         if (joules := self._energy(member, inputs)) is not None:
             telemetry["energy_j"] = joules
         nominal, at_clock = percent_of_peak(record.tflops, self._device, self._problem.dtype, telemetry.get("sm_mhz"))
-        member.record = replace(
-            record, telemetry=telemetry or None, percent_of_peak=nominal, percent_of_peak_at_clock=at_clock
-        )
-        member.over = True
+        return replace(record, telemetry=telemetry or None, percent_of_peak=nominal, percent_of_peak_at_clock=at_clock)
 
     def _energy(self, member: _Member, inputs: Inputs) -> float | None:
         telemetry, loop_s = self._instruments.telemetry, self._instruments.contract.energy_s
@@ -304,6 +324,10 @@ class _Group:
             return None, None, f"what ran is not proved: {lost}"
         if not traces:
             return None, None, "what ran is not proved: torch.profiler reported no kernels"
+        # The inputs were the same for all these calls, so that here a remembered result shows.
+        idle = sum(not traced.kernels for traced in traces)
+        if idle and inputs.tensors.q.numel():
+            raise RanAnother(f"ran no kernel in {idle} of {len(traces)} calls")
         kernels = kernels_of(traces)
         check_identity(kernels, member.impl)
         kernel_s = median(traced.kernel_s for traced in traces)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -19,6 +20,8 @@ _WARM_UP_SHARE = 4
 # The rounds of one batch follow each other closely and say little about the next one's: from six batches on the range
 # of their medians covers the median of all in 97 cases of 100.
 _FEWEST_BATCHES = 6
+
+Around = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass
@@ -36,10 +39,11 @@ class Turns:
     error: BaseException | None = None
     lost: bool = False
 
-    def guarded(self, step: Callable[[Turns, Contract], None], contract: Contract) -> None:
-        """Take a step, and keep what it raises."""
+    def guarded(self, step: Callable[[Turns, Contract], None], contract: Contract, around: Around) -> None:
+        """Take a step within ``around()``, and keep what either raises."""
         try:
-            step(self, contract)
+            with around():
+                step(self, contract)
         except BaseException as error:
             if not of_the_call(error):
                 raise
@@ -74,17 +78,19 @@ def take_turns(
     shuffle: random.Random,
     watch: Callable[[int], None] = lambda index: None,
     lost: Callable[[], bool] = lambda: False,
+    around: Around = nullcontext,
 ) -> list[Turns]:
     """Warm each source up, then time them in turns until each is known well enough or has spent its budget.
 
     Every turn is one batch of rounds; the order is shuffled anew each time around, so that a clock that drifts and a
-    neighbour that wakes up hit all alike. ``watch`` is told whose turn it is. What one source raises is kept with it
-    and the others go on, unless ``lost`` then says that the device is gone for all of them.
+    neighbour that wakes up hit all alike. ``watch`` is told whose turn it is. Each turn, and each warm-up, runs within
+    ``around()``, whose seconds do not count. What one source, or what is around its turn, raises is kept with it and
+    the others go on, unless ``lost`` then says that the device is gone for all of them.
     """
     turns = [Turns(source) for source in sources]
     for index, turn in enumerate(turns):
         watch(index)
-        turn.guarded(_warm_up, contract)
+        turn.guarded(_warm_up, contract, around)
         if turn.error is not None and lost():
             turn.lost = True
             return turns
@@ -92,7 +98,7 @@ def take_turns(
         shuffle.shuffle(waiting)
         for index in waiting:
             watch(index)
-            turns[index].guarded(_timed_batch, contract)
+            turns[index].guarded(_timed_batch, contract, around)
             if turns[index].error is not None and lost():
                 turns[index].lost = True
                 return turns

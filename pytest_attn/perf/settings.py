@@ -23,18 +23,22 @@ def _set_matmul_precision(value: str) -> None:
         torch.set_float32_matmul_precision(value)
 
 
-def _of_backend(name: str) -> tuple[Callable[[], Any], Callable[[Any], object]]:
-    matmul = getattr(torch.backends, name).matmul
-    return (lambda: matmul.fp32_precision), (lambda value: setattr(matmul, "fp32_precision", value))
+def _fp32_precision(owner: Any) -> tuple[Callable[[], Any], Callable[[Any], object]]:
+    return (lambda: owner.fp32_precision), (lambda value: setattr(owner, "fp32_precision", value))
 
 
-# The word for all backends stands before each one's own: to set it sets them.
+_mkldnn: Any = torch.backends.mkldnn  # its matmul is missing in torch's annotations
+
+# The wider stands before the narrower: to set it sets those, or shows through where they are not set. To set the one of
+# all of mkldnn sets torch's.
 _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "number of threads": (torch.get_num_threads, torch.set_num_threads),
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "matmul precision": (_matmul_precision, _set_matmul_precision),
-    "matmul precision on CUDA": _of_backend("cuda"),
-    "matmul precision on a CPU": _of_backend("mkldnn"),
+    "fp32 precision": _fp32_precision(torch.backends),
+    "fp32 precision on CUDA": _fp32_precision(torch.backends.cudnn),
+    "matmul precision on CUDA": _fp32_precision(torch.backends.cuda.matmul),
+    "matmul precision on a CPU": _fp32_precision(_mkldnn.matmul),
     "deterministic mode": (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
     "gradient mode": (torch.is_grad_enabled, torch.set_grad_enabled),
 }

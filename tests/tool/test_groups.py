@@ -64,7 +64,7 @@ def test_they_share_one_input_in_memory() -> None:
     two: list[tuple[int, torch.Tensor]] = []
     group(one=spy(one), two=spy(two))
     assert len({pointer for pointer, _ in one + two}) == 1
-    before = [values for _, values in one[:3] + two[:3]]
+    before = [values for _, values in one[:2] + two[:2]]
     assert all(torch.equal(values, before[0]) for values in before)
 
 
@@ -114,14 +114,63 @@ def test_a_call_that_does_less_once_it_was_checked_is_no_number() -> None:
     assert "after the timing" in str(reason)
 
 
-def test_inputs_changed_between_the_rounds_leave_nobody_a_number() -> None:
-    found = statuses(group(changer=after(3, lambda q: [q.zero_()]), neighbour=right))
-    assert set(found) == {"changer", "neighbour"}
-    for status, reason in found.values():
-        assert (status, reason) == (
-            "error",
-            "the input q changed while changer, neighbour took turns: time them apart",
-        )
+# Two calls are to check, and at most seven more to warm up.
+@pytest.mark.parametrize("calls", [2, 9], ids=["in the warm-up", "in the rounds"])
+def test_who_changes_an_input_later_is_blamed_alone(calls: int) -> None:
+    seen: list[tuple[int, torch.Tensor]] = []
+    found = statuses(group(before=right, changer=after(calls, lambda q: [q.zero_()]), behind=spy(seen)))
+    assert found == {"before": ("ok", None), "changer": ("error", "it changed its input q"), "behind": ("ok", None)}
+    assert all(values.any() for _, values in seen), "nobody is timed on what was left"
+
+
+def test_who_changes_an_input_when_traced_is_blamed_alone() -> None:
+    traced = after(0, lambda q: [q.zero_()] if torch.autograd._profiler_enabled() else None)
+    found = statuses(group(before=right, changer=traced, behind=right))
+    assert found == {"before": ("ok", None), "changer": ("error", "it changed its input q"), "behind": ("ok", None)}
+
+
+def test_who_is_wrong_after_the_timing_leaves_the_others_their_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    checking: list[None] = []
+    again = measuring.check_again
+
+    def noted(*arguments: Any) -> None:
+        checking.append(None)
+        again(*arguments)
+
+    monkeypatch.setattr(measuring, "check_again", noted)
+    late = after(0, lambda q: [q.zero_()] if checking else None)
+    found = statuses(group(changer=late, behind=right))
+    assert found == {"changer": ("error", "it changed its input q"), "behind": ("ok", None)}
+
+
+@pytest.mark.parametrize("calls", [2, 9], ids=["in the warm-up", "in the rounds"])
+def test_who_changes_torchs_settings_later_is_blamed_alone(calls: int) -> None:
+    threads, seen = torch.get_num_threads(), set()
+
+    def watching(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
+        seen.add(torch.get_num_threads())
+        return right(q, k, v, problem)
+
+    greedy = after(calls, lambda q: torch.set_num_threads(threads + 1))
+    found = statuses(group(before=watching, greedy=greedy, behind=watching))
+    assert found.pop("greedy") == ("error", f"it changed torch's number of threads from {threads} to {threads + 1}")
+    assert found == {"before": ("ok", None), "behind": ("ok", None)}
+    assert seen == {threads}
+    assert torch.get_num_threads() == threads
+
+
+def test_one_that_fails_with_changed_settings_and_inputs_leaves_the_others_theirs() -> None:
+    threads = torch.get_num_threads()
+
+    def leave(q: torch.Tensor) -> object:
+        torch.set_num_threads(threads + 1)
+        q.zero_()
+        raise RuntimeError("kernel exploded")
+
+    found = statuses(group(before=right, careless=after(9, leave), behind=right))
+    assert found.pop("careless") == ("error", "RuntimeError: kernel exploded")
+    assert found == {"before": ("ok", None), "behind": ("ok", None)}
+    assert torch.get_num_threads() == threads
 
 
 def test_torchs_settings_are_put_back_and_the_change_is_an_error() -> None:

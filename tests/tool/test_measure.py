@@ -170,6 +170,17 @@ def test_host_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (result.record.time_s, result.durations) == (None, ())
 
 
+def test_a_fall_back_that_is_host_bound_is_told_by_what_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(source: WallSource, size: int) -> list[float]:
+        raise HostBound("the device waits for the host")
+
+    monkeypatch.setattr(WallSource, "batch", late)
+    pretender = Implementation("pretender", right, kernels="flash_attention")
+    record = measure(pretender, SMALL, Direction.FWD, CPU, QUICK)
+    assert record.status == "error"
+    assert str(record.reason).startswith("ran aten::")
+
+
 def test_noisy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WallSource, "batch", lambda source, size: [1.0, 2.0, 4.0])
     impl = as_implementation(right, "mine")

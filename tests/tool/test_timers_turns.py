@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import itertools
 import random
 import weakref
@@ -14,7 +16,7 @@ import pytest
 from pytest_attn.perf.contract import Contract
 from pytest_attn.perf.rounds import take_turns, warm_up
 from pytest_attn.perf.spread import half_width
-from tests.tool.fake_cuda import Cuda, always, timer
+from tests.tool.fake_cuda import Cuda, Host, always, timer
 from tests.tool.fake_cuda import cuda as cuda
 from tests.tool.fake_cuda import host as host
 
@@ -59,6 +61,61 @@ def test_rounds_end_with_the_budget_but_not_before_the_fewest(cuda: Cuda) -> Non
     assert len(quick) == pytest.approx(TERMS.budget_s / 10e-3, rel=0.2)
     slow = timed(timer().source(lambda: cuda.kernel(1.0 * noise.uniform(0.5, 1.5))))
     assert len(slow) == TERMS.min_rounds
+
+
+def test_what_lies_between_the_rounds_counts_as_spent(host: Host) -> None:
+    noise = random.Random(5)
+
+    class Preparing:
+        """Rounds of a tenth of a millisecond, with a hundredth of a second before each."""
+
+        def batch(self, size: int) -> list[float]:
+            host.work(1e-2 * size)()
+            return [1e-4 * noise.uniform(0.5, 1.5) for _ in range(size)]
+
+    assert len(timed(Preparing())) == pytest.approx(TERMS.budget_s / 1e-2, rel=0.1)
+
+
+def test_each_turn_runs_within_what_is_around_it_and_that_does_not_count(cuda: Cuda) -> None:
+    depths: list[int] = []
+    inside = 0
+
+    @contextlib.contextmanager
+    def around() -> Iterator[None]:
+        nonlocal inside
+        inside += 1
+        cuda.host.work(1.0)()
+        yield
+        inside -= 1
+
+    def prepare() -> Callable[[], object]:
+        depths.append(inside)
+        return cuda.kernel(1e-3)
+
+    (turns,) = take_turns([timer().source(prepare)], TERMS, random.Random(0), around=around)
+    assert set(depths) == {1}
+    assert 0 < turns.spent_s < 1
+
+
+def test_what_is_around_a_turn_may_end_it_for_that_one_alone(cuda: Cuda) -> None:
+    ran: list[str] = []
+
+    @contextlib.contextmanager
+    def around() -> Iterator[None]:
+        yield
+        if ran[-1] == "bad" and len(set(ran)) == 2:
+            raise ValueError("changed something")
+
+    def prepare(name: str) -> Callable[[], object]:
+        ran.append(name)
+        return cuda.kernel(1e-3)
+
+    events_timer = timer()
+    sources = [events_timer.source(functools.partial(prepare, name)) for name in ("bad", "good")]
+    bad, good = take_turns(sources, TERMS, random.Random(0), around=around)
+    assert str(bad.error) == "changed something"
+    assert good.error is None
+    assert len(good.durations) >= TERMS.min_rounds
 
 
 class Stepping:
