@@ -138,7 +138,7 @@ WHOLE = json.dumps({"benchmarks": [], "attn": run_of(record(None, status="oom"))
         (WHOLE.replace('"schema": 1', '"schema": 99'), "schema 99"),
         (json.dumps({"benchmarks": [], "attn": run_of().header()}), "holds no records"),
         (WHOLE, "no record that is ok"),
-        ('{"benchmarks": [{"extra_info": {"attn": 3}}], "attn": {"schema": 1}}', "cannot be read as a run"),
+        ('{"benchmarks": [{"extra_info": {"attn": 3}}], "attn": {"schema": 1}}', "a record is no JSON object"),
     ],
 )
 @pytest.mark.parametrize("side", ["base", "head"])
