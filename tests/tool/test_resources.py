@@ -243,6 +243,8 @@ def test_a_run_keeps_the_resources_of_what_it_timed_and_is_gated_by_them(
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{pytester.path}")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(cpuinfo, "get_cpu_info", dict)  # pytest-benchmark's takes a second a run
+    # The second compiled.py is as long and may be as old, in seconds, as the first, whose bytecode would do for it.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     lay_out(pytester, "perf")
     (pytester.path / "pyproject.toml").write_text("[tool.pytest-attn.gate.time]\nstored_relative = '100000%'\n")
     options = ["-m", "perf", "--attn-device=cpu", "--attn-grid=tiny.toml", "--attn-direction=fwd"]
