@@ -14,7 +14,7 @@ from pytest_attn.report.frame import records_frame, run_labels, run_letter, to_c
 from pytest_attn.report.html import Page, Section, about, mask_choices, render
 from pytest_attn.report.metrics import METRICS
 from pytest_attn.report.reference import reference_tables
-from pytest_attn.report.rendering import Drawn, Dress
+from pytest_attn.report.rendering import Drawn, Dress, spare
 from pytest_attn.report.rendering import render as render_figures
 from pytest_attn.report.run_pairs import pair_tables
 from pytest_attn.report.sections import Data, Plan, headline, plans
@@ -31,31 +31,33 @@ def build(runs: Sequence[Run], left_out: Sequence[str] = ()) -> dict[str, bytes]
 
     ``left_out`` are sentences on what was not read, for the top of the page.
     """
-    frame = records_frame(runs)
-    sweeps = find_sweeps(frame)
-    first = headline_problem(frame)
-    labels = run_labels(runs)
-    impls, series = implementations(frame), series_places(frame)
-    data = Data.of(runs, frame, sweeps, first)
-    sentences = findings(frame, sweeps, first, data.pairs, data.forecast)
-    first_shots, planned = headline(data), list(plans(data))
-    shots = [*first_shots, *(shot for plan in planned for shot in plan.shots)]
-    dress = Dress([look(impl) for impl in impls], _run_legend(labels), series)
-    drawn, (tables, first_calls, failures, listing, records) = render_figures(
-        shots,
-        dress,
-        lambda: (
-            [
-                *(table for pair in data.pairs for table in pair_tables(pair)),
-                *reference_tables(frame, first),
-                *comparison_tables(frame),
-            ],
-            first_call_table(frame),
-            failure_table(frame),
-            to_csv(frame),
-            embedded(runs, labels, frame),
-        ),
-    )
+    with spare(sum(len(run.records) for run in runs)) as helper:
+        frame = records_frame(runs)
+        sweeps = find_sweeps(frame)
+        first = headline_problem(frame)
+        labels = run_labels(runs)
+        impls, series = implementations(frame), series_places(frame)
+        data = Data.of(runs, frame, sweeps, first)
+        sentences = findings(frame, sweeps, first, data.pairs, data.forecast)
+        first_shots, planned = headline(data), list(plans(data))
+        shots = [*first_shots, *(shot for plan in planned for shot in plan.shots)]
+        dress = Dress([look(impl) for impl in impls], _run_legend(labels), series)
+        drawn, (tables, first_calls, failures, listing, records) = render_figures(
+            shots,
+            dress,
+            lambda: (
+                [
+                    *(table for pair in data.pairs for table in pair_tables(pair)),
+                    *reference_tables(frame, first),
+                    *comparison_tables(frame),
+                ],
+                first_call_table(frame),
+                failure_table(frame),
+                to_csv(frame),
+                embedded(runs, labels, frame),
+            ),
+            helper,
+        )
     headlines = [made.figure for made in drawn[: len(first_shots)] if made is not None]
     sections = list(_sections(planned, iter(drawn[len(first_shots) :])))
     page = Page(
