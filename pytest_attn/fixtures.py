@@ -63,7 +63,8 @@ def attn_check(request: pytest.FixtureRequest, attn_impl: Implementation) -> Che
     With ``--attn-isolate`` it runs in a process of its own, whose crash or hang is a failure like any other, except
     that a test does not look for smaller cases that hang, and not for long for those that crash.
     """
-    from pytest_attn.correctness.judge import NotDifferentiable, judge
+    from pytest_attn.correctness.judge import judge
+    from pytest_attn.correctness.running import NotDifferentiable
 
     session = attn_session(request.config)
 

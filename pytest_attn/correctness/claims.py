@@ -22,7 +22,9 @@ from attn_impls.implementation import Capabilities, Implementation, Unavailable
 from attn_impls.problem import CAUSAL, FULL, Direction, Problem
 from pytest_attn.correctness.case import Case, Tensors, make_tensors
 from pytest_attn.correctness.fixed import fitted
-from pytest_attn.correctness.judge import Verdict, judge_results, run
+from pytest_attn.correctness.judge import Verdict
+from pytest_attn.correctness.running import run
+from pytest_attn.correctness.standard import judge_results
 from pytest_attn.correctness.storage import STORAGES
 
 # From what asks the most to what the modest can do. More than one tile, with a ragged tail.

@@ -6,33 +6,29 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 
 from attn_impls.implementation import Implementation, Unavailable
-from attn_impls.naive import naive
-from attn_impls.problem import Direction, Problem
-from pytest_attn.correctness.budget import RULES, TensorVerdict, judge_tensor
+from attn_impls.problem import Direction
+from pytest_attn.correctness.budget import RULES, TensorVerdict
 from pytest_attn.correctness.case import Case, Tensors, make_tensors
-from pytest_attn.correctness.oracle import solve
-from pytest_attn.correctness.storage import placed, storage_of
+from pytest_attn.correctness.running import (
+    NotDifferentiable,
+    WrongOutput,
+    check_unchanged,
+    copies,
+    first_difference,
+    run,
+)
+from pytest_attn.correctness.standard import cut, cut_result, judge_results
+from pytest_attn.correctness.storage import storage_of
 
-# Scores that naive, the yardstick, may hold at once: beyond, it runs head by head.
-_MOST_SCORES = 2**28
 # Beyond, an extra call to see whether it spoils an earlier one's results costs too much.
 _MOST_FLOPS_FOR_A_LATER_CALL = 2**25
 # Multiplications of a square matrix of this size on another stream: milliseconds, longer than most kernels here.
 _LOAD_SIZE, _LOAD_TIMES = 2048, 16
-
-
-class WrongOutput(AssertionError):
-    """The implementation returned something that cannot be compared: a wrong type, shape, dtype or device."""
-
-
-class NotDifferentiable(AssertionError):
-    """The output does not require grad though the inputs do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +126,16 @@ def judge(impl: Implementation, case: Case, direction: Direction, device: torch.
             with other_stream_busy(device), new_memory_is_nan(device):
                 later = case.problem.flops() <= _MOST_FLOPS_FOR_A_LATER_CALL
                 returned = run(impl, case.problem, tensors, direction, with_lse=True, later_call=later)
-            got = _copies(returned)
+            got = copies(returned)
             if (name := tensors.changed_since(kept)) is not None:
                 raise WrongOutput(f"it changed its input {name}")
             if impl.capabilities.deterministic:
                 again = run(impl, case.problem, tensors, direction, with_lse=True)
-                if (name := _first_difference(got, again)) is not None:
+                if (name := first_difference(got, again)) is not None:
                     raise WrongOutput(
                         f"it claims to be deterministic, and two runs on the same inputs differ in {name}"
                     )
-                _check_unchanged(returned, got)
+                check_unchanged(returned, got)
         except (Unavailable, NotDifferentiable):
             raise
         except WrongOutput as error:
@@ -198,122 +194,6 @@ def other_stream_busy(device: torch.device) -> Iterator[None]:
         stream.synchronize()
 
 
-def _copies(results: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in results.items()}
-
-
-def _check_unchanged(results: dict[str, torch.Tensor], kept: dict[str, torch.Tensor]) -> None:
-    if (name := _first_difference(kept, results)) is not None:
-        raise WrongOutput(f"a later call changed the result of an earlier one: {name}")
-
-
-def _first_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> str | None:
-    """Return the name of the first result whose bits differ; what is not finite is the oracle's to judge."""
-    for name, tensor in one.items():
-        if bool(tensor.isfinite().all()) and not torch.equal(tensor, other[name]):
-            return name
-    return None
-
-
-def run(
-    impl: Implementation,
-    problem: Problem,
-    tensors: Tensors,
-    direction: Direction,
-    *,
-    with_lse: bool = False,
-    later_call: bool = False,
-) -> dict[str, torch.Tensor]:
-    """Call ``impl`` and return its results by name: ``out``, and with backward ``dq, dk, dv``.
-
-    ``with_lse`` asks an implementation that claims ``returns_lse`` once more, forward, for ``lse`` and the ``out`` that
-    comes with it, named ``out with lse``. ``later_call`` calls it once more, with the queries' signs changed, before
-    the backward pass.
-
-    Raises:
-        WrongOutput: the output (or a gradient) has the wrong type, shape, dtype or device, or a later call changed it.
-        NotDifferentiable: a gradient is wanted and the output has none.
-    """
-    backward = direction is not Direction.FWD
-    inputs = tensors.requires_grad() if backward else tensors
-    results: dict[str, torch.Tensor] = {}
-    with torch.set_grad_enabled(backward):
-        out = impl(inputs.q, inputs.k, inputs.v, problem)
-        _check("the output", out, tensors.q.shape, tensors.q.dtype, tensors.q.device)
-        results["out"] = out
-        if with_lse and impl.capabilities.returns_lse and not backward:
-            results |= _run_with_lse(impl, problem, inputs)
-        if later_call:
-            kept = _copies(results)
-            others = replace(tensors, q=placed(-tensors.q, problem.layout))
-            others = others.requires_grad() if backward else others
-            _later = impl(others.q, others.k, others.v, problem)  # kept alive: its memory is its own
-            _check_unchanged(results, kept)
-    if backward:
-        if not out.requires_grad:
-            raise NotDifferentiable(f"{impl.name} returned an output without a gradient function")
-        gradients = torch.autograd.grad(out, (inputs.q, inputs.k, inputs.v), tensors.dout, allow_unused=True)
-        for name, gradient, like in zip(("dq", "dk", "dv"), gradients, (tensors.q, tensors.k, tensors.v), strict=True):
-            if gradient is None:
-                raise WrongOutput(f"{name} is missing: the output does not depend on {name[1:]}")
-            _check(name, gradient, like.shape, like.dtype, like.device)
-            results[name] = gradient
-    return results
-
-
-def _run_with_lse(impl: Implementation, problem: Problem, inputs: Tensors) -> dict[str, torch.Tensor]:
-    returned = impl(inputs.q, inputs.k, inputs.v, problem, return_lse=True)
-    if not isinstance(returned, tuple) or len(returned) != 2:
-        raise WrongOutput(f"{impl.name} claims returns_lse and returned {_named(returned)}, not (out, lse)")
-    out, lse = returned
-    _check("the output with lse", out, inputs.q.shape, inputs.q.dtype, inputs.q.device)
-    _check("lse", lse, inputs.q.shape[:-1], torch.float32, inputs.q.device)
-    return {"lse": lse, "out with lse": out}
-
-
-def judge_results(got: dict[str, torch.Tensor], problem: Problem, tensors: Tensors) -> Sequence[TensorVerdict]:
-    """Compare results by name with the oracle, each under the budget that ``naive`` earns on the same inputs."""
-    backward = "dq" in got
-    truth = solve(problem, tensors, gradients=backward)
-    yardstick = _yardstick(problem, tensors, Direction.BWD if backward else Direction.FWD)
-    return [
-        judge_tensor(name, tensor, yardstick[name.removesuffix(" with lse")], truth) for name, tensor in got.items()
-    ]
-
-
-def _yardstick(problem: Problem, tensors: Tensors, direction: Direction) -> dict[str, torch.Tensor]:
-    """Return what ``naive`` gives, computed in parts where its score matrix would be too large."""
-    if problem.batch * problem.heads * problem.q_len * problem.kv_len <= _MOST_SCORES:
-        return run(naive, problem, tensors, direction, with_lse=True)
-    parts: list[dict[str, torch.Tensor]] = []
-    for b in range(problem.batch):
-        for h in range(problem.kv_heads):
-            part, inputs = cut(problem, tensors, b, h)
-            parts.append(run(naive, part, inputs, direction, with_lse=True))
-    whole: dict[str, torch.Tensor] = {}
-    for name in parts[0]:
-        joined = torch.cat([part[name] for part in parts], dim=1)  # [1, batch * heads, ...]
-        whole[name] = joined.unflatten(1, (problem.batch, -1)).squeeze(0)
-    return whole
-
-
-def cut(problem: Problem, tensors: Tensors, batch: int, kv_head: int) -> tuple[Problem, Tensors]:
-    """Return the part of a problem that is one key head of one batch, with the query heads that read it, as views."""
-    group = problem.heads // problem.kv_heads
-    part = replace(problem, batch=1, heads=group, kv_heads=1)
-
-    def of(tensor: torch.Tensor) -> torch.Tensor:
-        return cut_result(problem, tensor, batch, kv_head)
-
-    return part, Tensors(of(tensors.q), of(tensors.k), of(tensors.v), of(tensors.dout))
-
-
-def cut_result(problem: Problem, tensor: torch.Tensor, batch: int, kv_head: int) -> torch.Tensor:
-    """Return the part of ``tensor``, ``[batch, heads or kv_heads, ...]``, that belongs to one key head of one batch."""
-    size = tensor.shape[1] // problem.kv_heads
-    return tensor.detach()[batch : batch + 1, kv_head * size : (kv_head + 1) * size]
-
-
 def judge_last(impl: Implementation, case: Case, direction: Direction, device: torch.device) -> Verdict:
     """Run ``impl`` on a problem too large to judge whole, and judge the last key head of the last batch.
 
@@ -327,19 +207,3 @@ def judge_last(impl: Implementation, case: Case, direction: Direction, device: t
     part, inputs = cut(problem, tensors, *last)
     results = {name: cut_result(problem, tensor, *last) for name, tensor in got.items()}
     return Verdict(impl.name, case, direction, str(device), tuple(judge_results(results, part, inputs)))
-
-
-def _check(what: str, tensor: Any, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
-    if not isinstance(tensor, torch.Tensor):
-        raise WrongOutput(f"{what} is {_named(tensor)}, not a tensor")
-    for attribute, have, want in (
-        ("shape", tuple(tensor.shape), tuple(shape)),
-        ("dtype", tensor.dtype, dtype),
-        ("device", tensor.device, device),
-    ):
-        if have != want:
-            raise WrongOutput(f"{what} has {attribute} {have}, not {want}")
-
-
-def _named(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"

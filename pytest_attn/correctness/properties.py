@@ -23,8 +23,8 @@ from attn_impls.naive import naive
 from attn_impls.problem import CAUSAL, FULL, Direction, Mask, Problem
 from pytest_attn.correctness.budget import FLOOR, NAIVE_FACTOR
 from pytest_attn.correctness.case import Case, Tensors, make_tensors
-from pytest_attn.correctness.judge import run
 from pytest_attn.correctness.oracle import solve
+from pytest_attn.correctness.running import run
 from pytest_attn.correctness.storage import placed
 
 Tensor = torch.Tensor

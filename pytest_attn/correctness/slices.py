@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from attn_impls.naive import naive
 from attn_impls.problem import FULL, Direction, Mask, Problem
-from pytest_attn.correctness.budget import TensorVerdict, judge_tensor
+from pytest_attn.correctness.budget import TensorVerdict
 from pytest_attn.correctness.case import Tensors
-from pytest_attn.correctness.judge import judge_results, run
 from pytest_attn.correctness.oracle import rows_that_see, solve
+from pytest_attn.correctness.running import run
+from pytest_attn.correctness.standard import Standard, standard
 
 # Queries, and keys, that are judged: two tiles of most kernels. Fewer queries where the keys are very many.
 _JUDGED = 256
@@ -28,32 +29,47 @@ _MOST_SCORES = 2**22
 _MOST_NAIVE_SCORES = 2**24
 
 
-def judge_slices(
-    got: Mapping[str, torch.Tensor], problem: Problem, tensors: Tensors, pick: random.Random | None = None
-) -> list[TensorVerdict]:
-    """Compare a slice of each result with the oracle, under the budget that ``naive`` earns on that slice.
+@dataclass(frozen=True, slots=True, eq=False)
+class SliceStandard:
+    """What slices of results are compared with: the queries ``rows``, and the keys ``keys`` for ``dk`` and ``dv``."""
+
+    rows: slice
+    by_row: Standard
+    keys: slice
+    by_key: Standard | None
+
+    def judge(self, got: Mapping[str, torch.Tensor]) -> list[TensorVerdict]:
+        """Compare the slices of ``out [batch, heads, q_len, head_dim]`` and of ``dq, dk, dv`` where they are given."""
+        verdicts = self.by_row.judge({name: got[name][..., self.rows, :] for name in ("out", "dq") if name in got})
+        if self.by_key is not None:
+            verdicts += self.by_key.judge({name: got[name][..., self.keys, :] for name in ("dk", "dv")})
+        return verdicts
+
+
+def slice_standard(
+    problem: Problem, tensors: Tensors, *, gradients: bool, pick: random.Random | None = None
+) -> SliceStandard:
+    """Work out what slices are compared with, under the budget that ``naive`` earns on these slices.
 
     Of ``out`` and ``dq`` a range of queries, of ``dk`` and ``dv`` one of keys: at the end, where an offset that
     overflowed and a tile that was left out show, or anywhere that ``pick`` says.
 
     Args:
-        got: ``out [batch, heads, q_len, head_dim]`` and, with backward, ``dq, dk, dv``.
         problem: of one key head, or the cost is a multiple.
         tensors: its inputs.
+        gradients: whether ``dq, dk, dv`` are to be judged.
         pick: draws the place.
     """
     group = problem.heads // problem.kv_heads
     affordable = max(_FEWEST, _MOST_SCORES // (group * problem.kv_len))
     rows = _range(rows_that_see(problem, slice(0, problem.kv_len)), min(_JUDGED, affordable), pick)
     part, inputs, _ = cut_rows(problem, tensors, rows)
-    by_row = {name: got[name][..., rows, :] for name in ("out", "dq") if name in got}
-    verdicts = list(judge_results(by_row, part, inputs))
-    if "dk" in got:
-        keys = _range(slice(0, problem.kv_len), _JUDGED, pick)
-        truth = solve(problem, tensors, gradients=True, keys=keys, most_scores=_MOST_SCORES)
-        yardstick = naive_of_keys(problem, tensors, keys)
-        verdicts += [judge_tensor(name, got[name][..., keys, :], yardstick[name], truth) for name in ("dk", "dv")]
-    return verdicts
+    by_row = standard(part, inputs, gradients=gradients)
+    if not gradients:
+        return SliceStandard(rows, by_row, slice(0), None)
+    keys = _range(slice(0, problem.kv_len), _JUDGED, pick)
+    truth = solve(problem, tensors, gradients=True, keys=keys, most_scores=_MOST_SCORES)
+    return SliceStandard(rows, by_row, keys, Standard(truth, naive_of_keys(problem, tensors, keys)))
 
 
 def _range(among: slice, most: int, pick: random.Random | None) -> slice:

@@ -17,6 +17,7 @@ from pytest_attn.correctness.case import Case
 from pytest_attn.correctness.claims import judge_claim
 from pytest_attn.correctness.judge import judge
 from pytest_attn.correctness.properties import judge_property
+from pytest_attn.correctness.running import run
 from pytest_attn.isolation.description import describe
 from pytest_attn.isolation.plain import rebuild
 from pytest_attn.perf import device as devices
@@ -26,7 +27,7 @@ from pytest_attn.perf.measure import measure_alone
 from pytest_attn.perf.resources import resources_of
 
 # The frames between ours and the implementation's lie in these files.
-_CALLERS = tuple(inspect.getfile(item) for item in (judge, judge_claim, judge_property, Implementation))
+_CALLERS = tuple(inspect.getfile(item) for item in (judge, judge_claim, judge_property, run, Implementation))
 
 
 class Answers:

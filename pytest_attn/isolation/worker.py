@@ -22,7 +22,7 @@ from typing import IO, Any, Self
 
 from attn_impls.adapt import UnknownImplementation
 from attn_impls.implementation import Unavailable
-from pytest_attn.correctness.judge import NotDifferentiable
+from pytest_attn.correctness.running import NotDifferentiable
 from pytest_attn.perf.telemetry import RUN_PID
 
 # The child's first statement: sys.path must be the parent's before anything of ours can be imported.

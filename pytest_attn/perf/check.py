@@ -12,8 +12,10 @@ import torch
 
 from attn_impls.implementation import Implementation
 from attn_impls.problem import Direction, Problem
-from pytest_attn.correctness.judge import WrongOutput, cut, cut_result, judge_results, poison, run
-from pytest_attn.correctness.slices import judge_slices
+from pytest_attn.correctness.judge import poison
+from pytest_attn.correctness.running import WrongOutput, run
+from pytest_attn.correctness.slices import SliceStandard, slice_standard
+from pytest_attn.correctness.standard import Standard, cut, cut_result, standard
 from pytest_attn.perf.inputs import Inputs
 from pytest_attn.perf.memory import nbytes
 from pytest_attn.perf.settings import Settings
@@ -77,16 +79,30 @@ def check_again(
 
 @contextlib.contextmanager
 def left_alone(inputs: Inputs) -> Iterator[None]:
-    """Raise :class:`WrongOutput` for a change of the inputs or of torch's settings; settings are put back anyhow."""
-    settings = Settings()
+    """Raise :class:`WrongOutput` for a change of the inputs or of torch's settings; settings are put back anyhow.
+
+    It takes the place of a :class:`WrongResult`, for it is what explains that one. What was worked out to judge by is
+    forgotten then: it may come from changed values, or from another arithmetic.
+    """
+    settings, wrong = Settings(), None
     try:
         yield
+    except WrongResult as error:
+        wrong = error
+    except BaseException:
+        inputs.standards.clear()
+        raise
     finally:
         change = settings.put_back()
-    if (name := inputs.changed()) is not None:
-        raise WrongOutput(f"it changed its input {name}")
+    name = inputs.changed()
+    if name is not None or change is not None:
+        inputs.standards.clear()
+    if name is not None:
+        raise WrongOutput(f"it changed its input {name}") from wrong
     if change is not None:
-        raise WrongOutput(f"it changed torch's {change}")
+        raise WrongOutput(f"it changed torch's {change}") from wrong
+    if wrong is not None:
+        raise wrong
 
 
 def _timed_run(
@@ -123,16 +139,24 @@ def _judged(
     part = (problem.batch - 1, problem.kv_heads - 1)
     if pick is not None:
         part = (pick.randrange(problem.batch), pick.randrange(problem.kv_heads))
-    smaller, tensors = cut(problem, inputs.tensors, *part)
-    parts = {name: cut_result(problem, tensor, *part) for name, tensor in results.items()}
-    if problem.q_len * problem.kv_len <= _MOST_WHOLE:
-        verdicts = judge_results(parts, smaller, tensors)
-    else:
-        verdicts = judge_slices(parts, smaller, tensors, pick)
+    gradients = "dq" in results
+    key = (part, gradients, pick is not None)
+    if key not in inputs.standards:
+        inputs.standards[key] = _standard(problem, inputs, part, gradients, pick)
+    verdicts = inputs.standards[key].judge({name: cut_result(problem, t, *part) for name, t in results.items()})
     ratio = max(verdict.worst for verdict in verdicts)
     if not ratio <= 1:
         raise WrongResult(f"wrong result{when}: the error is {ratio:.3g} times its budget")
     return ratio
+
+
+def _standard(
+    problem: Problem, inputs: Inputs, part: tuple[int, int], gradients: bool, pick: random.Random | None
+) -> Standard | SliceStandard:
+    smaller, tensors = cut(problem, inputs.tensors, *part)
+    if problem.q_len * problem.kv_len <= _MOST_WHOLE:
+        return standard(smaller, tensors, gradients=gradients)
+    return slice_standard(smaller, tensors, gradients=gradients, pick=pick)
 
 
 def _outputs(results: Mapping[str, torch.Tensor], direction: Direction) -> list[torch.Tensor]:

@@ -19,10 +19,10 @@ class Contract:
     confidence interval to be narrow, within a budget; median, p10 and p90 over the rounds; memory and the names of
     kernels taken apart from the timing.
 
-    ``events/3`` (CUDA): device seconds between two CUDA events, less the fixed cost of such a pair around one kernel;
+    ``events/4`` (CUDA): device seconds between two CUDA events, less the fixed cost of such a pair around one kernel;
     L2 flushed before each round and outside of it; a batch counts only if the device never waited for the host.
-    ``kineto/2`` (CUDA): summed durations of the kernels, copies and fills of one call, as CUPTI reports them through
-    torch.profiler; the same flush; gaps between kernels are left out. ``wall/3`` (CPU): host seconds by
+    ``kineto/3`` (CUDA): summed durations of the kernels, copies and fills of one call, as CUPTI reports them through
+    torch.profiler; the same flush; gaps between kernels are left out. ``wall/4`` (CPU): host seconds by
     ``time.perf_counter``, at torch's number of threads, after the threads of whatever ran before have gone to sleep.
 
     Whoever changes a term or what is done between the rounds raises the version: times across it are not compared.
@@ -30,7 +30,7 @@ class Contract:
     Attributes:
         timer: ``"events"``, ``"kineto"`` or ``"wall"``.
         version: raised when the meaning of the numbers changes.
-        warmup_s: fewest seconds of untimed rounds.
+        warmup_s: fewest seconds of untimed rounds; the medians of its halves are what is compared.
         warmup_cap_s: seconds after which the warm-up ends though the median still moves.
         flat: the change of the rolling median, relative, below which it counts as flat.
         batch_s: seconds that a batch of rounds should take.
@@ -103,14 +103,14 @@ def _device(timer: str, version: int) -> Contract:
 
 
 _CONTRACTS = {
-    "events": _device("events", version=3),
-    "kineto": _device("kineto", version=2),
+    "events": _device("events", version=4),
+    "kineto": _device("kineto", version=3),
     # A CPU's clocks and neighbours seldom allow half a percent, so that most records would spend the whole budget:
     # it is smaller, for the default grid to stay under two minutes.
     "wall": Contract(
         "wall",
-        version=3,
-        warmup_s=0.01,
+        version=4,
+        warmup_s=0.03,
         warmup_cap_s=0.05,
         flat=0.05,
         batch_s=0.02,

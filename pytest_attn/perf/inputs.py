@@ -6,6 +6,8 @@ import torch
 
 from attn_impls.problem import Problem
 from pytest_attn.correctness.case import Case, Tensors, make_tensors
+from pytest_attn.correctness.slices import SliceStandard
+from pytest_attn.correctness.standard import Standard
 
 _NAMES = ("q", "k", "v", "dout")
 _WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -15,6 +17,11 @@ class Inputs:
     """N(0, 1) tensors of one problem, with a checksum of each.
 
     A checksum instead of a copy: the implementations are to have all of the device's memory.
+
+    Attributes:
+        standards: what results on these values are compared with, kept by whoever worked it out: by which part of the
+            problem, and whether gradients are in it. Empty after :meth:`renew`; to be emptied, too, after any change
+            that a call made to the values or to the settings under which they were worked out.
     """
 
     def __init__(self, problem: Problem, device: torch.device) -> None:
@@ -24,6 +31,7 @@ class Inputs:
         self.tensors: Tensors = make_tensors(Case(problem), device, draw_on=device)
         self._weights: torch.Tensor | None = None
         self._sums = self._checksums()
+        self.standards: dict[tuple[tuple[int, int], bool, bool], Standard | SliceStandard] = {}
 
     def changed(self) -> str | None:
         """Return the name of the first tensor whose values are no longer those that were drawn, or ``None``."""
@@ -34,6 +42,7 @@ class Inputs:
         generator = torch.Generator(self._device).manual_seed(seed)
         for name in _NAMES:
             getattr(self.tensors, name).normal_(generator=generator)
+        self.standards.clear()
         self._sums = self._checksums()
 
     def _checksums(self) -> dict[str, int]:

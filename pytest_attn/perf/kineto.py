@@ -73,27 +73,31 @@ class StrayWork(AssertionError):
     """Kernels of a call ran outside of it: on a stream that the caller's does not wait for."""
 
 
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A call to be traced; ``prepares_on_device`` says that ``prepare``, which gives it, itself runs kernels."""
+
+    prepare: Prepare
+    prepares_on_device: bool = False
+
+
 def trace(
-    prepare: Prepare,
+    rounds: Sequence[Round],
     flush: Flush,
-    rounds: int,
     *,
-    prepares_on_device: bool,
     while_busy: Callable[[], object] = lambda: None,
     warm_s: float = _WARM_S,
 ) -> list[Trace]:
-    """Return what the device ran for each of ``rounds`` calls of ``prepare()()``, the preparation left out.
+    """Return what the device ran for the call of each round, the preparation left out.
 
     Empty where the profiler reports nothing at all, as when another profiler is attached.
 
     Args:
-        prepare: gives the call.
+        rounds: what is called, in this order. Where the preparation runs no kernels, every kernel must lie inside.
         flush: queued before each call.
-        rounds: how many calls.
-        prepares_on_device: whether ``prepare`` itself runs kernels; where it does not, every kernel must lie inside.
         while_busy: called when all is queued.
-        warm_s: seconds of such calls without the profiler, ahead of the others: after the host's work that the device
-            idled through its clock is not the one of the timed rounds.
+        warm_s: seconds of calls of the last round without the profiler, ahead of the others: after the host's work that
+            the device idled through its clock is not the one of the timed rounds.
 
     Raises:
         LostTrack: some marks or flushes are missing, or the call itself runs the kernel that marks.
@@ -101,15 +105,15 @@ def trace(
     """
     begin = time.perf_counter()
     while time.perf_counter() - begin < warm_s:
-        call = prepare()
+        call = rounds[-1].prepare()
         flush()
         call()
         # Not ahead of the device: calls of a second each would queue up.
         torch.cuda.synchronize()
 
     def run() -> None:
-        for _ in range(rounds):
-            call = prepare()
+        for each in rounds:
+            call = each.prepare()
             flush()
             torch.cuda._sleep(0)
             call()
@@ -117,7 +121,7 @@ def trace(
         while_busy()
 
     kernels = profile_kernels(run)
-    return split(kernels, rounds, outside=None if prepares_on_device else rounds) if kernels else []
+    return split(kernels, [each.prepares_on_device for each in rounds]) if kernels else []
 
 
 def profile_kernels(run: Callable[[], object]) -> list[Kernel]:
@@ -135,14 +139,15 @@ def profile_kernels(run: Callable[[], object]) -> list[Kernel]:
     ]
 
 
-def split(kernels: Sequence[Kernel], rounds: int, *, outside: int | None = None) -> list[Trace]:
+def split(kernels: Sequence[Kernel], prepares_on_device: Sequence[bool]) -> list[Trace]:
     """Return what ran between the first and the second mark, between the third and the fourth, and so on.
 
-    ``outside`` is how many kernels must lie elsewhere, where that is known. Raises as :func:`trace`.
+    ``prepares_on_device`` says of each call whether its preparation runs kernels; where it does not, the flush alone
+    must lie between the call before and this one. Raises as :func:`trace`.
     """
     traces: list[Trace] = []
     inside: list[Kernel] | None = None
-    elsewhere = marks = 0
+    before, marks, rounds = [0], 0, len(prepares_on_device)
     for kernel in kernels:
         if SPIN_KERNEL in kernel.name:
             marks += 1
@@ -150,17 +155,20 @@ def split(kernels: Sequence[Kernel], rounds: int, *, outside: int | None = None)
                 if any(each.start_s + each.duration_s > kernel.start_s + kernel.duration_s for each in inside):
                     raise StrayWork("left work on another stream: a kernel outlasts the call")
                 traces.append(Trace(tuple(inside)))
+                before.append(0)
             inside = [] if inside is None else None
         elif inside is not None:
             inside.append(kernel)
         else:
-            elsewhere += 1
+            before[-1] += 1
     if marks != 2 * rounds:
         raise LostTrack(f"torch.profiler reported {marks} of the {2 * rounds} marks around {rounds} calls")
-    if outside is not None and elsewhere < outside:
-        raise LostTrack(f"torch.profiler reported {elsewhere} of the {outside} kernels between {rounds} calls")
-    if outside is not None and elsewhere > outside:
-        raise StrayWork(f"left work on another stream: {elsewhere - outside} kernels ran outside of {rounds} calls")
+    flushes = [count for count, prepares in zip(before, prepares_on_device, strict=False) if not prepares]
+    if 0 in flushes:
+        found = len(flushes) - flushes.count(0)
+        raise LostTrack(f"torch.profiler reported {found} of the {len(flushes)} flushes before {rounds} calls")
+    if stray := sum(count - 1 for count in flushes) + before[-1]:
+        raise StrayWork(f"left work on another stream: {stray} kernels ran outside of {rounds} calls")
     return traces
 
 
@@ -190,9 +198,8 @@ class KinetoSource:
         """
         timer = self._timer
         # No warm-up of its own: that of the contract is behind it, and the batches follow each other.
-        traces = trace(
-            self._prepare, timer.flush, size, prepares_on_device=True, while_busy=timer.while_busy, warm_s=0.0
-        )
+        rounds = [Round(self._prepare, prepares_on_device=True)] * size
+        traces = trace(rounds, timer.flush, while_busy=timer.while_busy, warm_s=0.0)
         seconds = [traced.kernel_s for traced in traces]
         if not all(seconds) or not seconds:
             raise RuntimeError("torch.profiler reports no kernels; is another profiler attached?")

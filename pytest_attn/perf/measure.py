@@ -16,7 +16,7 @@ import torch
 
 from attn_impls.implementation import Implementation, Unavailable
 from attn_impls.problem import Direction, Problem
-from pytest_attn.correctness.judge import NotDifferentiable, WrongOutput
+from pytest_attn.correctness.running import NotDifferentiable, WrongOutput
 from pytest_attn.perf.check import Checked, WrongResult, check, check_again, left_alone
 from pytest_attn.perf.contract import Contract
 from pytest_attn.perf.device import lost_device
@@ -24,7 +24,7 @@ from pytest_attn.perf.energy import energy_per_call
 from pytest_attn.perf.identity import RanAnother, check_identity, halves, identified_operators, kernels_of, shortened
 from pytest_attn.perf.inputs import Inputs
 from pytest_attn.perf.instruments import Instruments
-from pytest_attn.perf.kineto import LostTrack, StrayWork, Trace, trace
+from pytest_attn.perf.kineto import LostTrack, Round, StrayWork, Trace, trace
 from pytest_attn.perf.passes import memory_of, timed_round
 from pytest_attn.perf.peak import percent_of_peak
 from pytest_attn.perf.record import Record, Time
@@ -212,6 +212,7 @@ class _Group:
         return timed_round(member.impl, self._problem, inputs.tensors, self._direction)
 
     def _time(self, inputs: Inputs) -> None:
+        inputs.standards.clear()  # the implementations are to have the memory
         members = list(self._waiting())
         telemetry = self._instruments.telemetry
         stirring = Stirring(inputs.tensors)
@@ -314,16 +315,18 @@ class _Group:
             for half in alone.values():
                 identified_operators(half, member.impl)
             return identified_operators(prepare, member.impl), None, None
-        rounds = max(1, min(_MOST_TRACED, int(_TRACE_S / (seconds or _TRACE_S))))
+        times = max(1, min(_MOST_TRACED, int(_TRACE_S / (seconds or _TRACE_S))))
+        # One session for all: each takes the profiler milliseconds.
+        rounds = [Round(half, direction is Direction.BWD) for direction, half in alone.items()]
+        rounds += [Round(prepare, self._direction is Direction.BWD)] * times
         try:
-            for direction, half in alone.items():
-                if traces := trace(half, flush, 1, prepares_on_device=direction is Direction.BWD, warm_s=0.0):
-                    check_identity(kernels_of(traces), member.impl)
-            traces = trace(prepare, flush, rounds, prepares_on_device=self._direction is Direction.BWD)
+            traces = trace(rounds, flush)
         except LostTrack as lost:
             return None, None, f"what ran is not proved: {lost}"
         if not traces:
             return None, None, "what ran is not proved: torch.profiler reported no kernels"
+        for _ in alone:
+            check_identity(kernels_of([traces.pop(0)]), member.impl)
         # The inputs were the same for all these calls, so that here a remembered result shows.
         idle = sum(not traced.kernels for traced in traces)
         if idle and inputs.tensors.q.numel():

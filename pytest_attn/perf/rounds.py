@@ -14,8 +14,6 @@ from pytest_attn.perf.spread import half_width
 from pytest_attn.perf.timers import Source, forget_frames, of_the_call
 
 _LARGEST_BATCH = 16
-# Batches on either side of the comparison that tells whether the median still moves.
-_WINDOW = 3
 _WARM_UP_SHARE = 4
 # The rounds of one batch follow each other closely and say little about the next one's: from six batches on the range
 # of their medians covers the median of all in 97 cases of 100.
@@ -123,24 +121,25 @@ def warm_up(source: Source, contract: Contract) -> int:
     At least two batches, at least ``warmup_s`` and at most ``warmup_cap_s`` seconds, except that a batch is not cut
     short. A batch that counts takes about ``batch_s``; here they are shorter, since it takes several to tell.
     """
-    begin = time.perf_counter()
     medians: list[float] = []
+    lengths: list[float] = []
     size = 1
     while True:
-        since = time.perf_counter()
+        begin = time.perf_counter()
         durations = source.batch(size)
-        now = time.perf_counter()
+        lengths.append(time.perf_counter() - begin)
         medians.append(median(durations))
-        round_s = (now - since) / len(durations)
-        fitting = contract.batch_s / max(round_s, 1e-9)
+        fitting = contract.batch_s / max(lengths[-1] / len(durations), 1e-9)
         size = max(1, min(_LARGEST_BATCH, int(fitting / _WARM_UP_SHARE)))
-        elapsed = now - begin
-        if len(medians) >= 2 and (elapsed >= contract.warmup_cap_s or _flat(medians, contract, elapsed)):
+        if len(medians) >= 2 and (sum(lengths) >= contract.warmup_cap_s or _flat(medians, lengths, contract)):
             return max(1, min(_LARGEST_BATCH, int(fitting)))
 
 
-def _flat(medians: Sequence[float], contract: Contract, elapsed: float) -> bool:
-    if elapsed < contract.warmup_s or len(medians) < 2 * _WINDOW:
+def _flat(medians: Sequence[float], lengths: Sequence[float], contract: Contract) -> bool:
+    """Compare the last batches, as many as make half of ``warmup_s``, with as many before them."""
+    span = contract.warmup_s / 2
+    window = next((n for n in range(1, len(lengths) // 2 + 1) if sum(lengths[-n:]) >= span), None)
+    if window is None or sum(lengths) < contract.warmup_s:
         return False
-    before, after = median(medians[-2 * _WINDOW : -_WINDOW]), median(medians[-_WINDOW:])
+    before, after = median(medians[-2 * window : -window]), median(medians[-window:])
     return abs(after - before) <= contract.flat * before

@@ -22,7 +22,7 @@ from attn_impls import Direction, Implementation, Problem
 from attn_impls.naive import naive
 from attn_impls.problem import CAUSAL, FULL, Mask
 from pytest_attn.correctness.case import Case, Tensors, make_tensors
-from pytest_attn.correctness.judge import run
+from pytest_attn.correctness.running import run
 
 Results = dict[str, torch.Tensor]
 CPU = torch.device("cpu")

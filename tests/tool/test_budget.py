@@ -15,9 +15,10 @@ from attn_impls.naive import naive
 from attn_impls.problem import CAUSAL, FULL, Direction, Problem
 from pytest_attn.correctness.budget import judge_tensor
 from pytest_attn.correctness.case import Case, make_tensors
-from pytest_attn.correctness.judge import Verdict, judge, judge_results
+from pytest_attn.correctness.judge import Verdict, judge
 from pytest_attn.correctness.oracle import Truth
 from pytest_attn.correctness.regimes import REGIMES
+from pytest_attn.correctness.standard import judge_results
 
 CPU = torch.device("cpu")
 PROBLEM = Problem(1, 2, 2, 33, 33, 16, "fp32", CAUSAL)

@@ -12,6 +12,7 @@ from attn_impls import as_implementation
 from attn_impls.naive import naive
 from attn_impls.problem import FULL, Direction, Problem
 from pytest_attn.correctness.case import Case, make_tensors
+from pytest_attn.correctness.running import WrongOutput
 from pytest_attn.perf import check
 from pytest_attn.perf.check import WrongResult
 from pytest_attn.perf.inputs import Inputs
@@ -55,6 +56,47 @@ def test_what_a_call_leaves_unwritten_is_not_what_an_earlier_one_left_there(monk
         else:
             with pytest.raises(WrongResult, match=r"^wrong result: out is not finite$"):
                 check.check(impl, PROBLEM, inputs, Direction.FWD, CPU)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    worked_out: list[None] = []
+    real = check.standard
+
+    def standard(*arguments: Any, **keywords: Any) -> Any:
+        worked_out.append(None)
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(check, "standard", standard)
+    return worked_out
+
+
+def test_the_truth_is_worked_out_once_for_all_who_share_the_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    worked_out, inputs, impl = counted(monkeypatch), Inputs(PROBLEM, CPU), as_implementation(naive, "mine")
+    first = check.check(impl, PROBLEM, inputs, Direction.FWD, CPU)
+    assert check.check(impl, PROBLEM, inputs, Direction.FWD, CPU).error_ratio == first.error_ratio
+    assert len(worked_out) == 1
+    check.check(impl, PROBLEM, inputs, Direction.BWD, CPU)
+    assert len(worked_out) == 2, "the gradients are not in the first one"
+    inputs.renew(seed=1)
+    check.check_again(impl, PROBLEM, inputs, Direction.FWD, CPU)
+    assert len(worked_out) == 3
+
+
+@pytest.mark.parametrize("spoiled", ["input", "setting", "result"])
+def test_a_truth_worked_out_while_one_call_had_its_way_is_not_kept(spoiled: str) -> None:
+    """Else who changes an input, or what naive computes in, sets the standard for the next one."""
+
+    def attention(q: Any, k: Any, v: Any, problem: Problem) -> Any:
+        if spoiled == "input":
+            v.mul_(2)
+        if spoiled != "input":
+            torch.set_float32_matmul_precision("medium")
+        return naive(q, k, v, problem) * (2 if spoiled == "result" else 1)
+
+    inputs = Inputs(PROBLEM, CPU)
+    with pytest.raises((WrongOutput, WrongResult)):
+        check.check(as_implementation(attention, "mine"), PROBLEM, inputs, Direction.FWD, CPU)
+    assert not inputs.standards
 
 
 def test_compilation_is_what_the_device_took_more_for_the_first_call(

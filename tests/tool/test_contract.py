@@ -25,17 +25,17 @@ DEVICE = {
     "precision": 0.005,
     "noisy_above": 0.1,
 }
-WALL = DEVICE | {"warmup_s": 0.01, "warmup_cap_s": 0.05, "flat": 0.05}
+WALL = DEVICE | {"warmup_s": 0.03, "warmup_cap_s": 0.05, "flat": 0.05}
 WALL |= {"least_s": 0.0, "budget_s": 0.15, "noisy_above": 0.25}
 BRIEF = {"warmup_cap_s": 0.1, "least_s": 0.05, "budget_s": 0.1}
 # What every id that is taken today stands for, energy_s, isolated and brief aside.
 TERMS = {
-    "events/3": DEVICE,
-    "events/3-brief": DEVICE | BRIEF,
-    "kineto/2": DEVICE,
-    "kineto/2-brief": DEVICE | BRIEF,
-    "wall/3": WALL,
-    "wall/3-brief": WALL | BRIEF | {"warmup_cap_s": 0.05, "least_s": 0.0},
+    "events/4": DEVICE,
+    "events/4-brief": DEVICE | BRIEF,
+    "kineto/3": DEVICE,
+    "kineto/3-brief": DEVICE | BRIEF,
+    "wall/4": WALL,
+    "wall/4-brief": WALL | BRIEF | {"warmup_cap_s": 0.05, "least_s": 0.0},
 }
 
 
@@ -57,11 +57,11 @@ def test_an_id_stands_for_the_same_terms_for_ever() -> None:
 @pytest.mark.parametrize(
     ("timer", "device", "expected"),
     [
-        ("auto", "cpu", "wall/3"),
-        ("auto", "cuda", "events/3"),
-        ("wall", "cpu", "wall/3"),
-        ("events", "cuda", "events/3"),
-        ("kineto", "cuda", "kineto/2"),
+        ("auto", "cpu", "wall/4"),
+        ("auto", "cuda", "events/4"),
+        ("wall", "cpu", "wall/4"),
+        ("events", "cuda", "events/4"),
+        ("kineto", "cuda", "kineto/3"),
     ],
 )
 def test_contracts(timer: str, device: str, expected: str) -> None:
@@ -74,14 +74,14 @@ def test_contracts(timer: str, device: str, expected: str) -> None:
 
 def test_an_isolated_process_is_another_contract() -> None:
     contract = dataclasses.replace(contract_for("events", "cuda"), isolated=True)
-    assert contract.id == "events/3-isolated"
+    assert contract.id == "events/4-isolated"
 
 
 def test_a_loop_that_heats_the_device_is_another_contract() -> None:
     contract = dataclasses.replace(contract_for("events", "cuda"), energy_s=0.6)
-    assert contract.id == "events/3-energy"
+    assert contract.id == "events/4-energy"
     both = dataclasses.replace(contract, isolated=True).shortened()
-    assert both.id == "events/3-energy-isolated-brief"
+    assert both.id == "events/4-energy-isolated-brief"
     schema = json.loads(resources.files("pytest_attn.perf").joinpath("record.schema.json").read_text("utf-8"))
     allowed = schema["$defs"]["record"]["properties"]["contract"]["pattern"]
     assert all(re.search(allowed, each.id) for each in (contract, both, both.shortened()))
@@ -96,7 +96,7 @@ def test_a_brief_contract_is_another_one_and_shorter() -> None:
         assert brief.least_s < brief.budget_s
         assert brief.min_rounds == whole.min_rounds
     isolated = dataclasses.replace(contract_for("events", "cuda"), isolated=True)
-    assert isolated.shortened().id == "events/3-isolated-brief"
+    assert isolated.shortened().id == "events/4-isolated-brief"
 
 
 @pytest.mark.parametrize(

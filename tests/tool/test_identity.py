@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,10 +26,9 @@ from pytest_attn.perf.identity import (
     operators_of,
     shortened,
 )
-from pytest_attn.perf.kineto import Kernel, Trace
+from pytest_attn.perf.kineto import Kernel, Round, Trace
 from pytest_attn.perf.measure import measure, measure_alone
 from pytest_attn.perf.record import Record, load_run
-from pytest_attn.perf.timers import Prepare
 from tests.tool.quick import CPU, QUICK, instruments
 
 SMALL = Problem(1, 2, 2, 64, 64, 32, "fp32", CAUSAL)
@@ -260,10 +260,12 @@ def test_on_a_device_each_half_is_traced_by_itself(
 ) -> None:
     seen: list[bool] = []
 
-    def traced(prepare: Prepare, flush: Any, rounds: int, *, prepares_on_device: bool, **options: Any) -> list[Trace]:
-        prepare()()
-        seen.append(prepares_on_device)
-        return [Trace((Kernel("gemm" if len(seen) - 1 == fell_back else "mine", 0.0, 1e-6),))]
+    def traced(rounds: Sequence[Round], flush: Any) -> list[Trace]:
+        for each in rounds:
+            each.prepare()()
+        seen.extend(each.prepares_on_device for each in rounds)
+        names = ["gemm" if min(index, 2) == fell_back else "mine" for index in range(len(rounds))]
+        return [Trace((Kernel(name, 0.0, 1e-6),)) for name in names]
 
     on_device = instruments()
     on_device.flush = cast(Any, lambda: None)
@@ -272,7 +274,7 @@ def test_on_a_device_each_half_is_traced_by_itself(
     impl = dataclasses.replace(sdpa_flash, kernels="mine")
     record = measure_alone(impl, SMALL, Direction.FWD_BWD, on_device).record
     assert (record.status, record.reason) == ("ok" if reason is None else "error", reason)
-    assert seen == [False, True, False][: len(seen)], "only a backward pass has kernels in its preparation"
+    assert seen[:3] == [False, True, False], "only a backward pass has kernels in its preparation"
 
 
 def test_a_silent_fall_back_inside_torch_is_caught() -> None:

@@ -19,7 +19,8 @@ import torch
 from attn_impls import Direction, Implementation, Problem, Unavailable, UnknownImplementation, discover
 from attn_impls.adapt import from_reference
 from pytest_attn.correctness.case import Case
-from pytest_attn.correctness.judge import NotDifferentiable, judge
+from pytest_attn.correctness.judge import judge
+from pytest_attn.correctness.running import NotDifferentiable
 from pytest_attn.isolation import Died, RemoteError, TimedOut, Worker, Workers, settled
 from pytest_attn.isolation.description import describe, stand_in, unknown_stand_in
 from pytest_attn.perf.contract import contract_for

@@ -14,7 +14,8 @@ from attn_impls import Capabilities, Implementation, Unavailable, as_implementat
 from attn_impls.naive import naive
 from attn_impls.problem import CAUSAL, Direction, Problem
 from pytest_attn.correctness.case import Case
-from pytest_attn.correctness.judge import NotDifferentiable, Verdict, judge, judge_last
+from pytest_attn.correctness.judge import Verdict, judge, judge_last
+from pytest_attn.correctness.running import NotDifferentiable
 
 CPU = torch.device("cpu")
 PROBLEM = Problem(1, 2, 2, 33, 33, 16, "fp32", CAUSAL)
@@ -129,7 +130,7 @@ def test_two_runs_must_agree_where_determinism_is_claimed() -> None:
 def test_naive_in_parts_is_the_same_yardstick(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = Problem(2, 4, 2, 33, 40, 16, "bf16", CAUSAL)
     whole = [judge(naive, Case(problem), direction, CPU) for direction in Direction]
-    monkeypatch.setattr("pytest_attn.correctness.judge._MOST_SCORES", 1)
+    monkeypatch.setattr("pytest_attn.correctness.standard._MOST_SCORES", 1)
     assert [judge(naive, Case(problem), direction, CPU) for direction in Direction] == whole
 
 

@@ -16,6 +16,7 @@ from pytest_attn.perf.kineto import (
     KinetoSource,
     KinetoTimer,
     LostTrack,
+    Round,
     StrayWork,
     Trace,
     profile_kernels,
@@ -46,38 +47,40 @@ def traced(*micros: float, gap: float = 0.0) -> Trace:
 
 
 def test_a_call_is_what_ran_between_its_marks() -> None:
-    kernels = queue("prepare", FILL, MARK, "a", "b", MARK, "prepare", FILL, MARK, "a", MARK, "after")
-    assert names(split(kernels, 2)) == [["a", "b"], ["a"]]
-    assert names(split(queue(FILL, MARK, MARK, FILL, MARK, "a", MARK), 2)) == [[], ["a"]]
+    kernels = queue("prepare", FILL, MARK, "a", "b", MARK, FILL, MARK, "a", MARK)
+    assert names(split(kernels, [True, False])) == [["a", "b"], ["a"]]
+    assert names(split(queue(FILL, MARK, MARK, FILL, MARK, "a", MARK), [False, False])) == [[], ["a"]]
 
 
 @pytest.mark.parametrize("lost", [(MARK, "a", MARK, FILL, MARK, "b"), (MARK, MARK, "a", MARK, FILL, MARK, "b", MARK)])
 def test_a_missing_or_an_extra_mark_is_an_error_and_not_another_time(lost: tuple[str, ...]) -> None:
     with pytest.raises(LostTrack, match=r"of the 4 marks around 2 calls"):
-        split(queue(*lost), 2)
+        split(queue(*lost), [True, True])
 
 
 def test_a_kernel_that_outlasts_its_call_is_on_another_stream() -> None:
     mark, work, end = queue(MARK, "a", MARK)
     longer = Kernel("side", work.start_s, 100e-6)
     with pytest.raises(StrayWork, match=r"outlasts the call"):
-        split([mark, work, longer, end], 1)
+        split([mark, work, longer, end], [True])
 
 
 def test_a_kernel_outside_of_its_call_is_on_another_stream() -> None:
     kernels = queue(FILL, "side", MARK, "a", MARK)
-    assert names(split(kernels, 1)) == [["a"]], "where the preparation runs kernels of its own nobody can tell"
+    assert names(split(kernels, [True])) == [["a"]], "where the preparation runs kernels of its own nobody can tell"
     with pytest.raises(StrayWork, match=r"1 kernels ran outside of 1 calls"):
-        split(kernels, 1, outside=1)
+        split(kernels, [False])
+    with pytest.raises(StrayWork, match=r"2 kernels ran outside of 1 calls"):
+        split(queue(FILL, "prepare", MARK, "a", MARK, "late", "late"), [True])
 
 
 def test_a_flush_that_the_profiler_lost_is_nobodys_work() -> None:
-    with pytest.raises(LostTrack, match=r"1 of the 2 kernels between 2 calls"):
-        split(queue(MARK, "a", MARK, FILL, MARK, "a", MARK), 2, outside=2)
+    with pytest.raises(LostTrack, match=r"1 of the 2 flushes before 2 calls"):
+        split(queue(MARK, "a", MARK, FILL, MARK, "a", MARK), [False, False])
 
 
 def test_sum_and_busy_time_leave_gaps_out() -> None:
-    (call,) = split(queue(MARK, "a", "b", "c", MARK), 1)
+    (call,) = split(queue(MARK, "a", "b", "c", MARK), [True])
     assert call.kernel_s == pytest.approx(30e-6)
     assert call.busy_s == pytest.approx(30e-6)
     assert (Trace(()).kernel_s, Trace(()).busy_s) == (0, 0)
@@ -223,14 +226,14 @@ def test_starts_are_told_to_the_nanosecond(device: FakeDevice, monkeypatch: pyte
 
 
 def test_preparation_and_flush_are_no_part_of_a_trace(device: FakeDevice) -> None:
-    traces = trace(attention(device), flush(device), rounds=3, prepares_on_device=True)
+    traces = trace([Round(attention(device), prepares_on_device=True)] * 3, flush(device))
     assert names(traces) == [["dot_do_o", "backward"]] * 3
 
 
 def test_a_trace_begins_on_a_device_that_has_worked(device: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
     monkeypatch.setattr(kineto, "time", SimpleNamespace(perf_counter=lambda: 0.006 * next(clock)))
-    (call,) = trace(attention(device), flush(device), rounds=1, prepares_on_device=True)
+    (call,) = trace([Round(attention(device), prepares_on_device=True)], flush(device))
     assert len(call.kernels) == 2
     assert device.now == pytest.approx(3 * 180e-6 + 180e-6 + 2e-6), "three calls in 20 ms, and the one that was traced"
 

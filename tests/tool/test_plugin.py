@@ -89,7 +89,7 @@ def test_header_and_missing_implementations(pytester: pytest.Pytester) -> None:
     result.assert_outcomes(passed=2, skipped=2, deselected=36)
     result.stdout.re_match_lines(
         [
-            rf"attn: .+, {torch.get_num_threads()} threads, torch {torch.__version__[:3]}.*, contract wall/3$",
+            rf"attn: .+, {torch.get_num_threads()} threads, torch {torch.__version__[:3]}.*, contract wall/4$",
             r"attn: implementations naive, sdpa-math, sdpa-flash, tiled-torch, tiled-seq, tiled-cpu$",
             r"attn: missing sdpa-efficient, sdpa-cudnn, flash-attn, flash-attn-4, flex, triton, "
             r"tiled-global, tiled-smem, tiled-pad, tiled-coalesced, tiled-unroll, tiled-regs, tiled-mma, "

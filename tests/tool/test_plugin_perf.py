@@ -89,7 +89,7 @@ def test_a_timed_run_writes_records(pytester: pytest.Pytester) -> None:
         assert stats["median"] == pytest.approx(record["time_s"]["median"], rel=1e-12)
         assert stats["rounds"] == record["time_s"]["n"] == 5
         assert stats["min"] <= record["time_s"]["p10"] <= record["time_s"]["p90"] <= stats["max"]
-        assert benchmark["options"]["timer"] == record["contract"] == "wall/3"
+        assert benchmark["options"]["timer"] == record["contract"] == "wall/4"
         assert benchmark["group"] == f"{record['problem_id']} {record['direction']}"
         assert record["accuracy"]["error_ratio"] <= 1
         assert record["memory"]["peak_bytes"] > 0

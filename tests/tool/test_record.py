@@ -141,7 +141,7 @@ def test_schema_misses_a_key(path: tuple[str, ...]) -> None:
         {"schema": 2},
         {"contract": "events"},
         {"contract": "events/2-alone"},
-        {"contract": "events/3-isolated-energy"},
+        {"contract": "events/4-isolated-energy"},
         {"note": ""},
         {"telemetry": {"clock_reasons": "software power cap"}},
         {"telemetry": {"sm_mhz": "fast"}},

@@ -16,9 +16,9 @@ from attn_impls.problem import CAUSAL, FULL, Direction, Mask, Problem
 from pytest_attn.correctness import slices
 from pytest_attn.correctness.budget import TensorVerdict
 from pytest_attn.correctness.case import Case, make_tensors
-from pytest_attn.correctness.judge import run
 from pytest_attn.correctness.oracle import rows_that_see, solve
-from pytest_attn.correctness.slices import cut_rows, judge_slices, naive_of_keys
+from pytest_attn.correctness.running import run
+from pytest_attn.correctness.slices import cut_rows, naive_of_keys, slice_standard
 from pytest_attn.perf import check
 from pytest_attn.perf.measure import measure
 from tests.tool.quick import CPU, QUICK
@@ -102,7 +102,8 @@ def judged(problem: Problem, spoil: Spoil = lambda got: None, pick: int | None =
     tensors = make_tensors(Case(problem), CPU)
     got = {name: tensor.detach().clone() for name, tensor in run(naive, problem, tensors, Direction.BWD).items()}
     spoil(got)
-    return judge_slices(got, problem, tensors, None if pick is None else random.Random(pick))
+    place = None if pick is None else random.Random(pick)
+    return slice_standard(problem, tensors, gradients=True, pick=place).judge(got)
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: mask.id)

@@ -97,7 +97,7 @@ def untraced_itself(data: dict[str, Any]) -> None:
     ("change", "sentence"),
     [
         (of_another_machine, "traced.json was taken on another machine"),
-        (of_another_contract, "traced.json holds no record under the contract wall/3"),
+        (of_another_contract, "traced.json holds no record under the contract wall/4"),
         (untraced_itself, "traced.json was not traced itself"),
         (None, "traced.json is not JSON, or was cut short"),
     ],

@@ -22,17 +22,17 @@ from attn_impls.problem import CAUSAL, FULL
 from pytest_attn.correctness.case import Case, make_tensors
 from pytest_attn.perf.contract import contract_for
 from pytest_attn.perf.instruments import Instruments
-from pytest_attn.perf.kineto import Flush, trace
+from pytest_attn.perf.kineto import Flush, Round, trace
 from pytest_attn.perf.passes import timed_round
 from pytest_attn.perf.rounds import take_turns
 
 # Forward is one kernel a call, but for cuDNN, which fills a buffer first; backward is several, with gaps between them.
 LADDER = [
     (name, Problem(max(1, 4096 // length), 16, 16, length, length, head_dim, "bf16", mask), direction)
-    for direction in (Direction.FWD, Direction.BWD)
+    for direction, lengths in ((Direction.FWD, (512, 1024, 2048, 4096, 16384)), (Direction.BWD, (512, 2048, 16384)))
     for name in ("sdpa-flash", "sdpa-efficient", "sdpa-cudnn")
     for head_dim in (64, 128)
-    for length in (512, 1024, 2048, 4096, 16384)
+    for length in lengths
     for mask in (FULL, CAUSAL)
 ]
 NCU = [("sdpa-flash", 4), ("sdpa-cudnn", 4), ("sdpa-efficient", 2)]
@@ -117,7 +117,7 @@ def both(name: str, problem: Problem, direction: Direction, instruments: dict[st
         if turn.error is not None:
             raise turn.error
     events_s, kineto_s = (statistics.median(turn.durations) for turn in turns)
-    traces = trace(prepare, Flush(DEVICE), 10, prepares_on_device=direction is Direction.BWD)
+    traces = trace([Round(prepare, direction is Direction.BWD)] * 10, Flush(DEVICE))
     seen = None if telemetry is None else telemetry.collect(0)
     return {
         "cell": f"{name} {problem.id} {direction.value}",
