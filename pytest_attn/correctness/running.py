@@ -45,9 +45,7 @@ def run(
     inputs = tensors.requires_grad() if backward else tensors
     results: dict[str, torch.Tensor] = {}
     with torch.set_grad_enabled(backward):
-        out = impl(inputs.q, inputs.k, inputs.v, problem)
-        _check("the output", out, tensors.q.shape, tensors.q.dtype, tensors.q.device)
-        results["out"] = out
+        out = results["out"] = forward(impl, problem, inputs)
         if with_lse and impl.capabilities.returns_lse and not backward:
             results |= _run_with_lse(impl, problem, inputs)
         if later_call:
@@ -56,15 +54,36 @@ def run(
             others = others.requires_grad() if backward else others
             _later = impl(others.q, others.k, others.v, problem)  # kept alive: its memory is its own
             check_unchanged(results, kept)
-    if backward:
-        if not out.requires_grad:
-            raise NotDifferentiable(f"{impl.name} returned an output without a gradient function")
-        gradients = torch.autograd.grad(out, (inputs.q, inputs.k, inputs.v), tensors.dout, allow_unused=True)
-        for name, gradient, like in zip(("dq", "dk", "dv"), gradients, (tensors.q, tensors.k, tensors.v), strict=True):
-            if gradient is None:
-                raise WrongOutput(f"{name} is missing: the output does not depend on {name[1:]}")
-            _check(name, gradient, like.shape, like.dtype, like.device)
-            results[name] = gradient
+    return results | gradients(impl, out, inputs) if backward else results
+
+
+def forward(impl: Implementation, problem: Problem, inputs: Tensors) -> torch.Tensor:
+    """Return what ``impl`` returns, ``[batch, heads, q_len, head_dim]`` in the inputs' dtype and on their device.
+
+    Raises :class:`WrongOutput` for anything else.
+    """
+    out = impl(inputs.q, inputs.k, inputs.v, problem)
+    _check("the output", out, inputs.q.shape, inputs.q.dtype, inputs.q.device)
+    result: torch.Tensor = out
+    return result
+
+
+def gradients(impl: Implementation, out: torch.Tensor, leaves: Tensors) -> dict[str, torch.Tensor]:
+    """Return ``dq, dk, dv``, each like its input, for ``out``, which ``impl`` made of ``leaves``.
+
+    Raises:
+        WrongOutput: a gradient is missing or unlike its input.
+        NotDifferentiable: the output has none.
+    """
+    if not out.requires_grad:
+        raise NotDifferentiable(f"{impl.name} returned an output without a gradient function")
+    found = torch.autograd.grad(out, (leaves.q, leaves.k, leaves.v), leaves.dout, allow_unused=True)
+    results: dict[str, torch.Tensor] = {}
+    for name, gradient, like in zip(("dq", "dk", "dv"), found, (leaves.q, leaves.k, leaves.v), strict=True):
+        if gradient is None:
+            raise WrongOutput(f"{name} is missing: the output does not depend on {name[1:]}")
+        _check(name, gradient, like.shape, like.dtype, like.device)
+        results[name] = gradient
     return results
 
 

@@ -24,8 +24,10 @@ from pytest_attn.correctness.standard import Standard, standard
 # Queries, and keys, that are judged: two tiles of most kernels. Fewer queries where the keys are very many.
 _JUDGED = 256
 _FEWEST = 16
-# Scores that the oracle, with about twenty float64 matrices of them, and naive, with about six, may hold: 0.6 GiB.
+# Scores that the oracle, with about twenty float64 matrices of them, and naive, with about six, may hold: 0.6 GiB, or
+# up to 2.5 GiB, a thirty-second of a CUDA device's memory, where launching for many small parts would take longer.
 _MOST_SCORES = 2**22
+_MOST_SCORES_ON_CUDA = 2**24
 _MOST_NAIVE_SCORES = 2**24
 
 
@@ -61,15 +63,23 @@ def slice_standard(
         pick: draws the place.
     """
     group = problem.heads // problem.kv_heads
-    affordable = max(_FEWEST, _MOST_SCORES // (group * problem.kv_len))
+    most_scores = _most_scores(tensors.q.device)
+    affordable = max(_FEWEST, most_scores // (group * problem.kv_len))
     rows = _range(rows_that_see(problem, slice(0, problem.kv_len)), min(_JUDGED, affordable), pick)
     part, inputs, _ = cut_rows(problem, tensors, rows)
     by_row = standard(part, inputs, gradients=gradients)
     if not gradients:
         return SliceStandard(rows, by_row, slice(0), None)
     keys = _range(slice(0, problem.kv_len), _JUDGED, pick)
-    truth = solve(problem, tensors, gradients=True, keys=keys, most_scores=_MOST_SCORES)
+    truth = solve(problem, tensors, gradients=True, keys=keys, most_scores=most_scores)
     return SliceStandard(rows, by_row, keys, Standard(truth, naive_of_keys(problem, tensors, keys)))
+
+
+def _most_scores(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _MOST_SCORES
+    memory = int(torch.cuda.get_device_properties(device).total_memory)
+    return min(_MOST_SCORES_ON_CUDA, max(_MOST_SCORES, memory // (32 * 20 * 8)))
 
 
 def _range(among: slice, most: int, pick: random.Random | None) -> slice:

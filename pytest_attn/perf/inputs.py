@@ -11,6 +11,7 @@ from pytest_attn.correctness.standard import Standard
 
 _NAMES = ("q", "k", "v", "dout")
 _WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_COLUMNS = 2039
 
 
 class Inputs:
@@ -48,36 +49,27 @@ class Inputs:
     def _checksums(self) -> dict[str, int]:
         """Return of each tensor a sum of its bits, weighted by their place, modulo 2^64.
 
-        The word at place ``p`` weighs ``2 p + 1``: odd, so that no bit of it is lost, and values that change places
-        change the sum. ``p`` is one number for the sequence plus one for the other dimensions, so that all that is
-        weighted is the sums along either, which take no memory to speak of. What keeps both, as a reordering of random
-        values does not, goes unseen.
+        The words of the storage lie in rows of 2039, a prime; those of a column are added up, and column ``c`` weighs
+        ``2 c + 1``: odd, so that no bit of a word is lost. Values that change places change the sum, unless they are a
+        multiple of the prime apart: rows, tiles, heads and batches are not, but at lengths that are such a multiple.
         """
         # Looked at after every turn: few kernels, and one copy from the device.
-        sums = [part for name in _NAMES for part in _sums(getattr(self.tensors, name))]
         if self._weights is None:
-            pairs = zip(sums[::2], sums[1::2], strict=True)
-            self._weights = torch.cat([weights for pair in pairs for weights in _weights(*pair)])
-        lengths = [one.numel() + other.numel() for one, other in zip(sums[::2], sums[1::2], strict=True)]
-        weighted = (torch.cat(sums) * self._weights).split(lengths)
-        return dict(zip(_NAMES, torch.stack([part.sum() for part in weighted]).tolist(), strict=True))
+            self._weights = 2 * torch.arange(_COLUMNS, device=self._device) + 1
+        columns = torch.stack([_columns(getattr(self.tensors, name)) for name in _NAMES])
+        return dict(zip(_NAMES, (columns * self._weights).sum(dim=1).tolist(), strict=True))
 
 
-def _sums(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the sums of the bits of ``[b, h, s, d]``, read as whole numbers, of each ``s`` and of each other place.
+def _columns(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the :data:`_COLUMNS` sums of the words of a tensor without gaps, in the order of its storage.
 
-    They are read in the widest words of which a row is a multiple. Words of 8 bytes, which there are for every head
-    dimension in use, are summed as they are; torch copies narrower ones to 64 bit, which is up to four times the
-    tensor, before it adds them.
+    The words are the widest of which the tensor is a multiple. Those of 8 bytes are summed as they are; torch copies
+    narrower ones to 64 bit, which is up to four times the tensor, before it adds them.
     """
-    row = tensor.shape[-1] * tensor.element_size()
-    size = max(size for size in _WORDS if row % size == 0)
-    words = tensor.view(_WORDS[size])
-    return words.sum(dim=(0, 1, 3), dtype=torch.int64), words.sum(dim=2, dtype=torch.int64).flatten()
-
-
-def _weights(along: torch.Tensor, across: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the odd weights of the sums along the sequence, and the even ones of the others."""
-    length = along.numel()
-    odd = 2 * torch.arange(length, device=along.device) + 1
-    return odd, 2 * length * torch.arange(across.numel(), device=across.device)
+    flat = tensor.as_strided((tensor.numel(),), (1,))
+    size = max(size for size in _WORDS if flat.nbytes % size == 0)
+    words = flat.view(_WORDS[size])
+    whole = words.numel() // _COLUMNS * _COLUMNS
+    sums = words[:whole].view(-1, _COLUMNS).sum(dim=0, dtype=torch.int64)
+    sums[: words.numel() - whole] += words[whole:]
+    return sums

@@ -14,7 +14,7 @@ from pytest_attn.perf.timers import Prepare
 
 # The kernel of torch.cuda._sleep, which stands before and after each traced call.
 SPIN_KERNEL = "spin_kernel"
-_WARM_S = 0.02
+_WARM_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)

@@ -266,16 +266,18 @@ class _Group:
             known, wanted = f"±{100 * time_s.ci:.0f} %", f"±{100 * contract.noisy_above:.0f} %"
             middle = f"{1e6 * time_s.median:.0f} µs"
             raise _Noisy(f"after {time_s.n} rounds the median, {middle}, is known to {known}, not {wanted}")
-        check_again(member.impl, self._problem, inputs, self._direction, self._device)
+        memory, results = memory_of(
+            member.impl, self._problem, inputs.tensors, self._direction, self._device, member.checked.output_bytes
+        )
+        check_again(results, self._problem, inputs)
+        del results
         kernels, kernel_s, note = self._identify(member, inputs, time_s.median)
         host_s = member.turns.source.host_seconds()
         record = replace(
             member.record,
             status="ok",
             time_s=time_s,
-            memory=memory_of(
-                member.impl, self._problem, inputs.tensors, self._direction, self._device, member.checked.output_bytes
-            ),
+            memory=memory,
             host_us=None if host_s is None else 1e6 * host_s,
             compile_s=member.checked.compile_s,
             kernel_s=kernel_s,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from attn_impls.implementation import Implementation
 from attn_impls.problem import Direction, Problem
 from pytest_attn.correctness.case import Tensors
+from pytest_attn.correctness.running import forward, gradients
 from pytest_attn.perf.memory import SavedBytes, peak_bytes
 from pytest_attn.perf.record import Memory
 from pytest_attn.perf.timers import Call
@@ -21,19 +21,19 @@ def timed_round(impl: Implementation, problem: Problem, tensors: Tensors, direct
     No gradient is accumulated and no graph retained, so that every round does the same work.
     """
 
-    def forward() -> Call:
+    def forward_call() -> Call:
         def call() -> object:
             with torch.no_grad():
                 return impl(tensors.q, tensors.k, tensors.v, problem)
 
         return call
 
-    def backward() -> Call:
+    def backward_call() -> Call:
         leaves = tensors.requires_grad()
         out = impl(leaves.q, leaves.k, leaves.v, problem)
         return lambda: torch.autograd.grad(out, (leaves.q, leaves.k, leaves.v), tensors.dout)
 
-    def both() -> Call:
+    def both_calls() -> Call:
         leaves = tensors.requires_grad()
 
         def call() -> object:
@@ -42,7 +42,7 @@ def timed_round(impl: Implementation, problem: Problem, tensors: Tensors, direct
 
         return call
 
-    return {Direction.FWD: forward, Direction.BWD: backward, Direction.FWD_BWD: both}[direction]
+    return {Direction.FWD: forward_call, Direction.BWD: backward_call, Direction.FWD_BWD: both_calls}[direction]
 
 
 def memory_of(
@@ -52,29 +52,34 @@ def memory_of(
     direction: Direction,
     device: torch.device,
     output_bytes: int,
-) -> Memory:
-    """Run one call more and return its peak over the inputs, its workspace and what it saves for backward."""
-    if direction is Direction.FWD:
-        peak = peak_bytes(_nothing, timed_round(impl, problem, tensors, direction)(), device)
-        return Memory(peak, max(0, peak - output_bytes))
-    leaves = tensors.requires_grad()
-    saved = SavedBytes((leaves.q, leaves.k, leaves.v))
-    state: dict[str, Any] = {}
+) -> tuple[Memory, dict[str, torch.Tensor]]:
+    """Run one call more; return its peak over the inputs, its workspace, what it saves for backward, and its results.
 
-    def forward() -> None:
-        with saved:
-            state["out"] = impl(leaves.q, leaves.k, leaves.v, problem)
+    Raises as :func:`~pytest_attn.correctness.running.run`.
+    """
+    results: dict[str, torch.Tensor] = {}
+    backward = direction is not Direction.FWD
+    inputs = tensors.requires_grad() if backward else tensors
+    saved = SavedBytes((inputs.q, inputs.k, inputs.v))
 
-    def backward() -> object:
-        out = state.pop("out")
-        return torch.autograd.grad(out, (leaves.q, leaves.k, leaves.v), tensors.dout)
+    def forward_pass() -> None:
+        with torch.set_grad_enabled(backward), saved:
+            results["out"] = forward(impl, problem, inputs)
 
-    def both() -> object:
-        forward()
-        return backward()
+    def backward_pass() -> None:
+        results.update(gradients(impl, results["out"], inputs))
 
-    peak = peak_bytes(forward, backward, device) if direction is Direction.BWD else peak_bytes(_nothing, both, device)
-    return Memory(peak, max(0, peak - output_bytes), saved.total)
+    def both() -> None:
+        forward_pass()
+        backward_pass()
+
+    before, measured = {
+        Direction.FWD: (_nothing, forward_pass),
+        Direction.BWD: (forward_pass, backward_pass),
+        Direction.FWD_BWD: (_nothing, both),
+    }[direction]
+    peak = peak_bytes(before, measured, device)
+    return Memory(peak, max(0, peak - output_bytes), saved.total if backward else None), results
 
 
 def _nothing() -> None:

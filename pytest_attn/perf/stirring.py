@@ -28,7 +28,7 @@ class Stirring:
 
     def __init__(self, tensors: Tensors) -> None:
         """Take the inputs that all rounds share."""
-        self._parts = [_parts(tensor) for tensor in (tensors.q, tensors.k, tensors.v, tensors.dout)]
+        self._parts = [_Parts(tensor) for tensor in (tensors.q, tensors.k, tensors.v, tensors.dout)]
         self._begin = self._end = 0
 
     def rounds(self, prepare: Prepare) -> Callable[[], Call]:
@@ -42,24 +42,40 @@ class Stirring:
 
     def stir(self) -> None:
         """Change the signs of the next part of each input."""
-        self._flip(self._end)
+        for parts in self._parts:
+            parts.flip(self._end, self._end + 1)
         self._end += 1
 
     def put_back(self) -> None:
         """Undo what was changed since the last time, to the bit."""
-        for index in range(self._begin, self._end):
-            self._flip(index)
+        for parts in self._parts:
+            parts.flip(self._begin, self._end)
         self.forget()
 
     def forget(self) -> None:
         """Take the inputs as they are now: they were drawn anew."""
         self._begin = self._end
 
-    def _flip(self, index: int) -> None:
-        for parts in self._parts:
-            parts[index % len(parts)].neg_()
 
+class _Parts:
+    """The parts of one tensor, which follow each other along its longest dimension but the batch."""
 
-def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    longest = max(range(1, tensor.dim()), key=lambda dim: tensor.shape[dim])
-    return tensor.tensor_split(max(1, min(_MOST_PARTS, tensor.shape[longest])), longest)
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor
+        self._dim = max(range(1, tensor.dim()), key=lambda dim: tensor.shape[dim])
+        self._length = tensor.shape[self._dim]
+        self._count = max(1, min(_MOST_PARTS, self._length))
+
+    def flip(self, begin: int, end: int) -> None:
+        """Change the signs of the parts from ``begin`` up to ``end``, counted around, each as often as it comes."""
+        around, rest = divmod(end - begin, self._count)
+        if around % 2:
+            self._tensor.neg_()
+        first = begin % self._count
+        self._flip(first, min(first + rest, self._count))
+        self._flip(0, first + rest - self._count)
+
+    def _flip(self, first: int, last: int) -> None:
+        if first < last:
+            start, stop = (self._length * part // self._count for part in (first, last))
+            self._tensor.narrow(self._dim, start, stop - start).neg_()

@@ -232,10 +232,10 @@ def test_preparation_and_flush_are_no_part_of_a_trace(device: FakeDevice) -> Non
 
 def test_a_trace_begins_on_a_device_that_has_worked(device: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
-    monkeypatch.setattr(kineto, "time", SimpleNamespace(perf_counter=lambda: 0.006 * next(clock)))
+    monkeypatch.setattr(kineto, "time", SimpleNamespace(perf_counter=lambda: 0.0015 * next(clock)))
     (call,) = trace([Round(attention(device), prepares_on_device=True)], flush(device))
     assert len(call.kernels) == 2
-    assert device.now == pytest.approx(3 * 180e-6 + 180e-6 + 2e-6), "three calls in 20 ms, and the one that was traced"
+    assert device.now == pytest.approx(3 * 180e-6 + 180e-6 + 2e-6), "three calls in 5 ms, and the one that was traced"
 
 
 def test_the_flush_writes_twice_the_second_level_cache(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,3 +90,14 @@ def test_inputs_without_elements_can_be_stirred() -> None:
     stirring.stir()
     stirring.put_back()
     assert inputs.changed() is None
+
+
+@pytest.mark.parametrize("rounds", [1, 31, 32, 33, 64, 75])
+def test_a_turn_of_any_number_of_rounds_is_put_back(rounds: int) -> None:
+    inputs = Inputs(SMALL, CPU)
+    stirring = Stirring(inputs.tensors)
+    for _turn in range(2):
+        for _round in range(rounds):
+            stirring.stir()
+        stirring.put_back()
+        assert inputs.changed() is None
