@@ -77,6 +77,10 @@ class Tensors:
         """Return a copy that nobody else holds."""
         return Tensors(*(tensor.clone() for tensor in (self.q, self.k, self.v, self.dout)))
 
+    def to(self, device: torch.device) -> Tensors:
+        """Return the same values on ``device``."""
+        return Tensors(*(tensor.to(device) for tensor in (self.q, self.k, self.v, self.dout)))
+
     def changed_since(self, kept: Tensors) -> str | None:
         """Return the name of the first tensor that is no longer what it was in ``kept``, or ``None``."""
         for name in ("q", "k", "v", "dout"):

@@ -16,6 +16,8 @@ from pytest_attn.correctness.running import run
 
 # Scores that naive, the yardstick, may hold at once: beyond, it runs head by head.
 _MOST_SCORES = 2**28
+# Up to here hundreds of small kernels take longer than a CPU, the more so where several processes share the device.
+_MOST_SCORES_FOR_THE_HOST = 2**16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,15 +35,28 @@ class Standard:
         ]
 
 
-def standard(problem: Problem, tensors: Tensors, *, gradients: bool) -> Standard:
-    """Work out what results on ``tensors`` are compared with: ``out`` and ``lse``, or ``out, dq, dk, dv``."""
-    truth = solve(problem, tensors, gradients=gradients)
-    return Standard(truth, _yardstick(problem, tensors, Direction.BWD if gradients else Direction.FWD))
+def standard(problem: Problem, tensors: Tensors, *, gradients: bool, judge_on: torch.device | None = None) -> Standard:
+    """Work out what results on ``tensors`` are compared with: ``out`` and ``lse``, or ``out, dq, dk, dv``.
+
+    ``naive`` runs where the tensors are; the truth is worked out on ``judge_on``, by default there too.
+    """
+    judge_on = judge_on or tensors.q.device
+    truth = solve(problem, tensors.to(judge_on), gradients=gradients)
+    yardstick = _yardstick(problem, tensors, Direction.BWD if gradients else Direction.FWD)
+    return Standard(truth, {name: tensor.to(judge_on) for name, tensor in yardstick.items()})
 
 
 def judge_results(got: Mapping[str, torch.Tensor], problem: Problem, tensors: Tensors) -> list[TensorVerdict]:
     """Compare results by name with the oracle, each under the budget that ``naive`` earns on the same inputs."""
-    return standard(problem, tensors, gradients="dq" in got).judge(got)
+    judge_on = host_or_device(problem, tensors.q.device)
+    found = standard(problem, tensors, gradients="dq" in got, judge_on=judge_on)
+    return found.judge({name: tensor.to(judge_on) for name, tensor in got.items()})
+
+
+def host_or_device(problem: Problem, device: torch.device) -> torch.device:
+    """Return where the truth of a problem on ``device`` is worked out sooner."""
+    scores = problem.batch * problem.heads * problem.q_len * problem.kv_len
+    return torch.device("cpu") if scores <= _MOST_SCORES_FOR_THE_HOST else device
 
 
 def _yardstick(problem: Problem, tensors: Tensors, direction: Direction) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable
@@ -12,10 +13,11 @@ import torch
 
 from attn_impls import Capabilities, Implementation, Unavailable, as_implementation
 from attn_impls.naive import naive
-from attn_impls.problem import CAUSAL, Direction, Problem
+from attn_impls.problem import CAUSAL, FULL, Direction, Problem
 from pytest_attn.correctness.case import Case
 from pytest_attn.correctness.judge import Verdict, judge, judge_last
 from pytest_attn.correctness.running import NotDifferentiable
+from pytest_attn.correctness.standard import host_or_device
 
 CPU = torch.device("cpu")
 PROBLEM = Problem(1, 2, 2, 33, 33, 16, "fp32", CAUSAL)
@@ -171,3 +173,11 @@ def test_memory_is_poisoned_before_a_call(monkeypatch: pytest.MonkeyPatch) -> No
     assert order.index("poison") < order.index("call")
     assert all(bool(block.isnan().all()) for block in blocks)
     assert {tuple(block.shape) for block in blocks} == {(1, 2, 33, 16)}
+
+
+def test_a_small_problem_of_a_device_is_judged_on_the_host() -> None:
+    device = torch.device("cuda", 1)
+    small = Problem(2, 4, 2, 64, 128, 8, "fp16", FULL)
+    assert host_or_device(small, device) == CPU
+    assert host_or_device(dataclasses.replace(small, q_len=65), device) == device
+    assert host_or_device(dataclasses.replace(small, q_len=65), CPU) == CPU
