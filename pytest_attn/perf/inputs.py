@@ -30,34 +30,40 @@ class Inputs:
         self._problem = problem
         self._device = device
         self.tensors: Tensors = make_tensors(Case(problem), device, draw_on=device)
-        self._weights: torch.Tensor | None = None
+        self._forms = {name: _form(getattr(self.tensors, name)) for name in _NAMES}
         self._sums = self._checksums()
         self.standards: dict[tuple[tuple[int, int], bool, bool], Standard | SliceStandard] = {}
 
     def changed(self) -> str | None:
-        """Return the name of the first tensor whose values are no longer those that were drawn, or ``None``."""
-        return next((name for name, total in self._checksums().items() if total != self._sums[name]), None)
+        """Return the name of the first tensor whose values or form are no longer those drawn, or ``None``."""
+        for name, form in self._forms.items():
+            if _form(getattr(self.tensors, name)) != form:  # transpose_() moves no word
+                return name
+        differ = (self._checksums() != self._sums).any(dim=1).tolist()
+        return next((name for name, differs in zip(_NAMES, differ, strict=True) if differs), None)
 
     def renew(self, seed: int) -> None:
         """Draw other values, in place: whoever remembers results by address or by value is found out."""
         generator = torch.Generator(self._device).manual_seed(seed)
-        for name in _NAMES:
-            getattr(self.tensors, name).normal_(generator=generator)
+        for name, form in self._forms.items():
+            getattr(self.tensors, name).as_strided_(*form).normal_(generator=generator)
         self.standards.clear()
         self._sums = self._checksums()
 
-    def _checksums(self) -> dict[str, int]:
-        """Return of each tensor a sum of its bits, weighted by their place, modulo 2^64.
+    def _checksums(self) -> torch.Tensor:
+        """Return of each tensor 2039 sums of its bits, modulo 2^64, as ``[4, 2039]``, on the tensors' device.
 
-        The words of the storage lie in rows of 2039, a prime; those of a column are added up, and column ``c`` weighs
-        ``2 c + 1``: odd, so that no bit of a word is lost. Values that change places change the sum, unless they are a
-        multiple of the prime apart: rows, tiles, heads and batches are not, but at lengths that are such a multiple.
+        The words of the storage lie in rows of 2039, a prime, and those of a column are added up. The columns are not
+        added to each other: that would leave of the highest bit of all words nothing but whether it is set an even
+        number of times. Values that change places change sums, unless they are a multiple of the prime apart: rows,
+        tiles, heads and batches are not, but at lengths that are such a multiple.
         """
         # Looked at after every turn: few kernels, and one copy from the device.
-        if self._weights is None:
-            self._weights = 2 * torch.arange(_COLUMNS, device=self._device) + 1
-        columns = torch.stack([_columns(getattr(self.tensors, name)) for name in _NAMES])
-        return dict(zip(_NAMES, (columns * self._weights).sum(dim=1).tolist(), strict=True))
+        return torch.stack([_columns(getattr(self.tensors, name)) for name in _NAMES])
+
+
+def _form(tensor: torch.Tensor) -> tuple[torch.Size, tuple[int, ...]]:
+    return tensor.shape, tensor.stride()
 
 
 def _columns(tensor: torch.Tensor) -> torch.Tensor:

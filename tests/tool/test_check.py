@@ -100,6 +100,15 @@ def test_a_truth_worked_out_while_one_call_had_its_way_is_not_kept(spoiled: str)
     assert not inputs.standards
 
 
+def test_a_truth_is_not_kept_of_a_call_that_raised() -> None:
+    inputs = Inputs(PROBLEM, CPU)
+    check.check(as_implementation(naive, "mine"), PROBLEM, inputs, Direction.FWD, CPU)
+    assert inputs.standards
+    with pytest.raises(ZeroDivisionError), check.left_alone(inputs):
+        raise ZeroDivisionError
+    assert not inputs.standards
+
+
 def test_compilation_is_what_the_device_took_more_for_the_first_call(
     host: Host, cuda: Cuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,26 @@ def test_a_sign_is_seen_wherever_it_stands(place: tuple[int, ...]) -> None:
     assert inputs.changed() == "k"
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_signs_that_only_the_highest_bits_of_words_hold_are_seen(dtype: str) -> None:
+    """As in the conjugate of interleaved pairs: an even number of them adds nothing to a sum over all words."""
+    inputs = Inputs(dataclasses.replace(HALF, dtype=dtype), CPU)
+    in_a_word = 4 if dtype == "bf16" else 2
+    inputs.tensors.q[..., in_a_word - 1 :: in_a_word].neg_()
+    assert inputs.changed() == "q"
+
+
+@pytest.mark.parametrize("layout", ["bshd", "bhsd"])
+def test_a_tensor_transposed_in_place_is_seen_and_put_back(layout: str) -> None:
+    inputs = Inputs(dataclasses.replace(HALF, layout=layout), CPU)
+    form = inputs.tensors.k.shape, inputs.tensors.k.stride()
+    inputs.tensors.k.transpose_(2, 3)
+    assert inputs.changed() == "k"
+    inputs.renew(seed=1)
+    assert inputs.changed() is None
+    assert (inputs.tensors.k.shape, inputs.tensors.k.stride()) == form
+
+
 def test_looking_for_a_change_takes_no_memory() -> None:
     inputs = Inputs(dataclasses.replace(HALF, q_len=1024, kv_len=1024), CPU)
     every = nbytes(getattr(inputs.tensors, name) for name in ("q", "k", "v", "dout"))

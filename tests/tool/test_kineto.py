@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -236,6 +237,22 @@ def test_a_trace_begins_on_a_device_that_has_worked(device: FakeDevice, monkeypa
     (call,) = trace([Round(attention(device), prepares_on_device=True)], flush(device))
     assert len(call.kernels) == 2
     assert device.now == pytest.approx(3 * 180e-6 + 180e-6 + 2e-6), "three calls in 5 ms, and the one that was traced"
+
+
+def test_the_calls_ahead_of_a_trace_are_the_whole_and_not_a_half(
+    device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr(kineto, "time", SimpleNamespace(perf_counter=lambda: 0.003 * next(clock)))
+    order: list[str] = []
+
+    def prepare(name: str) -> Any:
+        order.append(name)
+        return attention(device)()
+
+    rounds = [Round(functools.partial(prepare, name), prepares_on_device=True) for name in ("half", "whole")]
+    trace(rounds, flush(device))
+    assert order == ["whole", "half", "whole"]
 
 
 def test_the_flush_writes_twice_the_second_level_cache(monkeypatch: pytest.MonkeyPatch) -> None:

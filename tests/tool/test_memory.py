@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from attn_impls import as_implementation
 from attn_impls.naive import naive
 from attn_impls.problem import FULL, Direction, Problem
 from attn_impls.sdpa import sdpa_flash
+from pytest_attn.correctness.case import Case, make_tensors
 from pytest_attn.perf.measure import measure
 from pytest_attn.perf.memory import SavedBytes, nbytes, peak_bytes
+from pytest_attn.perf.passes import memory_of
 from tests.tool.quick import CPU, QUICK
 
 LONG = Problem(1, 2, 2, 512, 512, 16, "fp32", FULL)
@@ -111,3 +116,16 @@ def test_what_ran_before_does_not_count_on_cuda(monkeypatch: pytest.MonkeyPatch)
     cuda.use(9000)  # another implementation, whose blocks would serve this one's requests
     peak = peak_bytes(lambda: cuda.allocate(20), lambda: cuda.use(1000, 3000), torch.device("cuda"))
     assert peak == 20 + 1000 + 3000
+
+
+def test_a_backward_pass_does_not_answer_for_the_memory_of_the_forward() -> None:
+    problem = Problem(1, 1, 1, 64, 64, 16, "fp32", FULL)
+    large = 4 * 2**22
+
+    def attention(q: Any, k: Any, v: Any, problem: Problem) -> torch.Tensor:
+        torch.zeros(2**22)
+        return naive(q, k, v, problem)
+
+    impl, tensors = as_implementation(attention, "mine"), make_tensors(Case(problem), CPU)
+    peaks = {d: memory_of(impl, problem, tensors, d, CPU, 0)[0].peak_bytes for d in Direction}
+    assert peaks[Direction.BWD] < large <= min(peaks[Direction.FWD], peaks[Direction.FWD_BWD])

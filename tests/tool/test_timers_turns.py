@@ -10,6 +10,7 @@ import random
 import weakref
 from collections.abc import Callable, Iterator
 from statistics import median
+from types import SimpleNamespace
 
 import pytest
 
@@ -208,11 +209,32 @@ def test_a_slow_call_is_warm_when_two_rounds_agree(cuda: Cuda) -> None:
 
 
 def test_the_warm_up_has_a_cap(cuda: Cuda) -> None:
-    noise = random.Random(4)
+    slower = (1e-3 * 1.02**i for i in itertools.count())
     events_timer = timer()
     before = cuda.host.now
-    warm_up(events_timer.source(lambda: cuda.kernel(1e-3 * noise.uniform(0.5, 1.5))), TERMS)
-    assert cuda.host.now - before < TERMS.warmup_cap_s + 0.1
+    warm_up(events_timer.source(lambda: cuda.kernel(next(slower))), TERMS)
+    assert TERMS.warmup_cap_s <= cuda.host.now - before < TERMS.warmup_cap_s + 0.1
+
+
+@pytest.mark.parametrize(
+    ("first_s", "others_s", "count"),
+    [
+        (0.001, 0.012, 3),  # two are alike, and the second is half of the least time, but both together are less
+        (0.4, 0.4, 2),  # one batch says nothing, however long it was
+    ],
+)
+def test_the_warm_up_has_its_seconds_however_flat_the_median(
+    monkeypatch: pytest.MonkeyPatch, first_s: float, others_s: float, count: int
+) -> None:
+    lengths: list[float] = []
+
+    def batch(size: int) -> list[float]:
+        lengths.append(others_s if lengths else first_s)
+        return [1e-3] * size
+
+    monkeypatch.setattr("pytest_attn.perf.rounds.time", SimpleNamespace(perf_counter=lambda: sum(lengths)))
+    warm_up(SimpleNamespace(batch=batch, host_seconds=lambda: None), TERMS)
+    assert len(lengths) == count
 
 
 def test_no_median_is_known_before_the_power_limiter_has_its_clock(cuda: Cuda) -> None:
