@@ -40,6 +40,11 @@ class SliceStandard:
     keys: slice
     by_key: Standard | None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        return self.by_row.nbytes + (0 if self.by_key is None else self.by_key.nbytes)
+
     def judge(self, got: Mapping[str, torch.Tensor]) -> list[TensorVerdict]:
         """Compare the slices of ``out [batch, heads, q_len, head_dim]`` and of ``dq, dk, dv`` where they are given."""
         verdicts = self.by_row.judge({name: got[name][..., self.rows, :] for name in ("out", "dq") if name in got})

@@ -27,6 +27,13 @@ class Standard:
     truth: Truth
     naive: Mapping[str, torch.Tensor]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        truth = self.truth
+        found = (truth.exact, truth.noise, truth.scatter, truth.by_log_scale, self.naive)
+        return sum(tensor.nbytes for tensors in found for tensor in tensors.values())
+
     def judge(self, got: Mapping[str, torch.Tensor]) -> list[TensorVerdict]:
         """Compare results by name, each under its budget."""
         return [

@@ -22,6 +22,8 @@ from pytest_attn.perf.settings import Settings
 
 # Above this many scores a head the oracle would take longer than the measurement: slices are judged instead.
 _MOST_WHOLE = 4096 * 4096
+# What is worked out for one implementation serves the others where it takes no memory to speak of.
+_MOST_KEPT_BYTES = 2**28
 
 
 class WrongResult(AssertionError):
@@ -63,13 +65,23 @@ def check(
         return Checked(max(0.0, first_s - second_s), ratio, nbytes(_outputs(results, direction)))
 
 
-def check_again(results: Mapping[str, torch.Tensor], problem: Problem, inputs: Inputs) -> None:
+def check_again(
+    impl: Implementation,
+    problem: Problem,
+    inputs: Inputs,
+    direction: Direction,
+    device: torch.device,
+    results: Mapping[str, torch.Tensor] | None,
+) -> None:
     """Judge another part of the results of a call after the timing, on ``inputs`` that were renewed.
 
-    A call that hands out an earlier result, or does less once it has been checked, fails here.
+    A call that hands out an earlier result, or does less once it has been checked, fails here. ``results`` are those of
+    a call that was made anyway; without them one is made.
 
-    Raises :class:`WrongResult`, whose sentence says that it was after the timing.
+    Raises as :func:`check`; the sentence of :class:`WrongResult` says that it was after the timing.
     """
+    if results is None:
+        _, results = _timed_run(impl, problem, inputs, direction, device)
     _judged(results, problem, inputs, random.Random(problem.id), " after the timing, on other inputs")
 
 
@@ -137,9 +149,10 @@ def _judged(
         part = (pick.randrange(problem.batch), pick.randrange(problem.kv_heads))
     gradients = "dq" in results
     key = (part, gradients, pick is not None)
-    if key not in inputs.standards:
-        inputs.standards[key] = _standard(problem, inputs, part, gradients, pick)
-    verdicts = inputs.standards[key].judge({name: cut_result(problem, t, *part) for name, t in results.items()})
+    found = inputs.standards.get(key) or _standard(problem, inputs, part, gradients, pick)
+    if found.nbytes <= _MOST_KEPT_BYTES:
+        inputs.standards[key] = found
+    verdicts = found.judge({name: cut_result(problem, t, *part) for name, t in results.items()})
     ratio = max(verdict.worst for verdict in verdicts)
     if not ratio <= 1:
         raise WrongResult(f"wrong result{when}: the error is {ratio:.3g} times its budget")

@@ -17,7 +17,7 @@ _COLUMNS = 2039
 class Inputs:
     """N(0, 1) tensors of one problem, with a checksum of each.
 
-    A checksum instead of a copy: the implementations are to have all of the device's memory.
+    A checksum instead of a copy: the implementations are to have the device's memory.
 
     Attributes:
         standards: what results on these values are compared with, kept by whoever worked it out: by which part of the

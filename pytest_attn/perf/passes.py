@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -63,7 +64,8 @@ def memory_of(
     saved = SavedBytes((inputs.q, inputs.k, inputs.v))
 
     def forward_pass() -> None:
-        with torch.set_grad_enabled(backward), saved:
+        # Hooks only where something is saved: a forward call is judged by what it returns here, too.
+        with torch.set_grad_enabled(backward), saved if backward else contextlib.nullcontext():
             results["out"] = forward(impl, problem, inputs)
 
     def backward_pass() -> None:

@@ -78,8 +78,7 @@ def test_the_truth_is_worked_out_once_for_all_who_share_the_inputs(monkeypatch: 
     check.check(impl, PROBLEM, inputs, Direction.BWD, CPU)
     assert len(worked_out) == 2, "the gradients are not in the first one"
     inputs.renew(seed=1)
-    _, results = memory_of(impl, PROBLEM, inputs.tensors, Direction.FWD, CPU, 0)
-    check.check_again(results, PROBLEM, inputs)
+    check.check_again(impl, PROBLEM, inputs, Direction.FWD, CPU, None)
     assert len(worked_out) == 3
 
 
@@ -153,3 +152,35 @@ def test_no_graph_is_retained(direction: Direction, kind: str) -> None:
     for out, q in graphs:
         with pytest.raises(RuntimeError, match="backward through the graph a second time"):
             torch.autograd.grad(out, q, tensors.dout)
+
+
+def test_other_values_have_another_truth() -> None:
+    inputs, impl = Inputs(PROBLEM, CPU), as_implementation(naive, "mine")
+    check.check(impl, PROBLEM, inputs, Direction.FWD, CPU)
+    assert inputs.standards
+    inputs.renew(seed=1)
+    assert not inputs.standards
+
+
+def test_a_truth_that_takes_much_memory_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, impl = Inputs(PROBLEM, CPU), as_implementation(naive, "mine")
+    monkeypatch.setattr(
+        check, "_MOST_KEPT_BYTES", 4 * 16 * 8 * 8
+    )  # four float64 tensors of one head, and there is more
+    assert check.check(impl, PROBLEM, inputs, Direction.FWD, CPU).error_ratio is not None
+    assert not inputs.standards
+
+
+def test_forward_is_called_without_a_graph_where_its_memory_is_taken() -> None:
+    modes: list[bool] = []
+
+    def attention(q: Any, k: Any, v: Any, problem: Problem) -> Any:
+        modes.append(torch.is_grad_enabled())
+        return naive(q, k, v, problem)
+
+    tensors = make_tensors(Case(PROBLEM), CPU)
+    for direction in (Direction.FWD, Direction.BWD):
+        memory, results = memory_of(as_implementation(attention, "mine"), PROBLEM, tensors, direction, CPU, 0)
+        assert (memory.saved_bytes is None) == (direction is Direction.FWD)
+        assert set(results) == ({"out"} if direction is Direction.FWD else {"out", "dq", "dk", "dv"})
+    assert modes == [False, True]

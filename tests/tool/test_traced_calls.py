@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,10 @@ from attn_impls import Direction, Implementation, Problem
 from attn_impls.naive import naive
 from attn_impls.problem import FULL
 from pytest_attn.correctness.running import run
+from pytest_attn.correctness.standard import Standard
+from pytest_attn.perf import kineto
 from pytest_attn.perf import measure as measuring
+from pytest_attn.perf.kineto import Kernel
 from pytest_attn.perf.measure import measure_alone
 from pytest_attn.perf.record import Memory, Record
 from pytest_attn.perf.wall import WallSource
@@ -119,3 +124,30 @@ def test_one_slow_call_under_the_profiler_is_not_what_a_call_takes(device: FakeD
     record = measured(device, ran)
     assert record.kernel_s == pytest.approx(100e-6)
     assert record.note is None
+
+
+def test_what_the_profiler_lost_once_is_traced_again(device: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions: list[None] = []
+    real = kineto.profile_kernels
+
+    def profile(run: Callable[[], object]) -> list[Kernel]:
+        sessions.append(None)
+        return real(run)[len(sessions) == 1 :]
+
+    monkeypatch.setattr(kineto, "profile_kernels", profile)
+    record = measured(device, lambda q: device.kernel("attention", 100.0))
+    assert (record.status, record.note, len(sessions)) == ("ok", None, 2)
+
+
+def test_while_they_are_timed_the_truth_takes_no_memory(device: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    real = measuring.take_turns
+
+    def turns(*arguments: Any) -> Any:
+        assert len(arguments[0]) == 1
+        held.append(sum(isinstance(each, Standard) for each in gc.get_objects()))
+        return real(*arguments)
+
+    monkeypatch.setattr(measuring, "take_turns", turns)
+    assert measured(device, lambda q: device.kernel("attention", 100.0)).status == "ok"
+    assert held == [0]
