@@ -164,9 +164,7 @@ def test_other_values_have_another_truth() -> None:
 
 def test_a_truth_that_takes_much_memory_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, impl = Inputs(PROBLEM, CPU), as_implementation(naive, "mine")
-    monkeypatch.setattr(
-        check, "_MOST_KEPT_BYTES", 4 * 16 * 8 * 8
-    )  # four float64 tensors of one head, and there is more
+    monkeypatch.setattr(check, "_MOST_KEPT_BYTES", 4 * 16 * 8 * 8)  # of one head, four like out
     assert check.check(impl, PROBLEM, inputs, Direction.FWD, CPU).error_ratio is not None
     assert not inputs.standards
 
