@@ -46,15 +46,15 @@ __device__ inline bool phase_has_ended(uint32_t at, uint32_t parity) {
 // try_wait sleeps for a while by itself, so that the loop takes hardly any turns. With ATTN_WATCHDOG, a wait that takes
 // about a second ends the kernel with an error, in place of hanging it.
 __device__ inline void wait_for_phase(uint32_t at, uint32_t parity) {
+  if (phase_has_ended(at, parity)) return;
 #ifdef ATTN_WATCHDOG
   const long long start = clock64();
-  while (!phase_has_ended(at, parity)) {
-    if (clock64() - start > 2'000'000'000LL) __trap();
-  }
-#else
-  while (!phase_has_ended(at, parity)) {
-  }
 #endif
+  while (!phase_has_ended(at, parity)) {
+#ifdef ATTN_WATCHDOG
+    if (clock64() - start > 2'000'000'000LL) __trap();
+#endif
+  }
 }
 
 // A barrier of the hardware's for `threads` threads, all of which wait; 0 is that of __syncthreads().

@@ -32,13 +32,12 @@ inline Tensor with_mappable_rows(const Tensor& tensor) {
 
 inline CUtensorMap map_of(const Tensor& tensor, int box_rows) {
   CUtensorMap map;
-  const CUtensorMapDataType type = tensor.scalar_type() == ScalarType::Half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                                                            : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-  const char* failed =
-      make_tensor_map(&map,
-                      {tensor.data_ptr(), type, tensor.size(0), tensor.size(1), tensor.size(2), tensor.size(3),
-                       tensor.stride(0), tensor.stride(1), tensor.stride(2)},
-                      box_rows);
+  const CUtensorMapDataType type =
+      tensor.scalar_type() == ScalarType::Half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  const char* failed = make_tensor_map(&map,
+                                       {tensor.data_ptr(), type, tensor.size(0), tensor.size(1), tensor.size(2),
+                                        tensor.size(3), tensor.stride(0), tensor.stride(1), tensor.stride(2)},
+                                       box_rows);
   STD_TORCH_CHECK(failed == nullptr, failed, ": ", sizes_of(tensor));
   return map;
 }

@@ -1,7 +1,8 @@
 // The tile sizes of the Hopper rungs for each width of tile: the one place to tune.
 //
 // A warpgroup owns 64 queries. Bounds: 65536 registers of a multiprocessor, of which a thread needs columns / 2 for its
-// output, keys / 2 for its scores and about 35 more (the weights take the place of the scores); 227 KB of shared memory.
+// output, keys / 2 for its scores and about 35 more (the weights take the place of the scores); 227 KB of shared
+// memory.
 #pragma once
 
 #include "../cuda/fragments.h"
@@ -10,8 +11,8 @@ namespace attn {
 
 constexpr int kWarpgroupRows = 64;  // queries of a warpgroup: the rows of one wgmma
 
-// For heads of up to `columns` numbers: warpgroups that compute; keys a tile; tiles of K, and of V, in flight or in use;
-// blocks of a multiprocessor.
+// For heads of up to `columns` numbers: warpgroups that compute; keys a tile; tiles of K, and of V, in flight or in
+// use; blocks of a multiprocessor.
 template <int columns, int warpgroups, int keys, int stages, int blocks>
 struct HopperTiles {
   static constexpr int kColumns = columns, kWarpgroups = warpgroups, kQueries = warpgroups * kWarpgroupRows;

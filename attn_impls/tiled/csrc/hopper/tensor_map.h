@@ -33,17 +33,18 @@ inline const char* make_tensor_map(CUtensorMap* map, const MappedTensor& tensor,
   }();
   if (encode == nullptr) return "the driver has no cuTensorMapEncodeTiled";
   // The stride of a dimension of length 1 means nothing, and need not be a multiple of 16 bytes.
-  const auto bytes = [](int64_t length, int64_t stride) { return static_cast<cuuint64_t>(length > 1 ? stride * 2 : 16); };
+  const auto bytes = [](int64_t length, int64_t stride) {
+    return static_cast<cuuint64_t>(length > 1 ? stride * 2 : 16);
+  };
   const cuuint64_t sizes[] = {static_cast<cuuint64_t>(tensor.head_dim), static_cast<cuuint64_t>(tensor.rows),
                               static_cast<cuuint64_t>(tensor.heads), static_cast<cuuint64_t>(tensor.batch)};
   const cuuint64_t strides[] = {bytes(tensor.rows, tensor.row_stride), bytes(tensor.heads, tensor.head_stride),
                                 bytes(tensor.batch, tensor.batch_stride)};
   const cuuint32_t box[] = {kSlabColumns, static_cast<cuuint32_t>(box_rows), 1, 1};
   const cuuint32_t steps[] = {1, 1, 1, 1};
-  const CUresult made =
-      encode(map, tensor.type, 4, const_cast<void*>(tensor.data), sizes, strides, box, steps,
-             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult made = encode(map, tensor.type, 4, const_cast<void*>(tensor.data), sizes, strides, box, steps,
+                               CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return made == CUDA_SUCCESS ? nullptr : "cuTensorMapEncodeTiled refused the tensor";
 }
 

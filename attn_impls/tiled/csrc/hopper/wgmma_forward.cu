@@ -1,6 +1,7 @@
 // tiled-wgmma: Hopper's tensor cores and copy engine, each warpgroup doing everything.
 //
-// What:  wgmma multiplies for four warps at a time and reads its operands from shared memory by itself; only weights and
+// What:  wgmma multiplies for four warps at a time and reads its operands from shared memory by itself; only weights
+// and
 //        sums pass through registers. One thread asks the copy engine for whole tiles, which come swizzled as wgmma
 //        reads them, and mbarriers tell when a tile has arrived and when all warps are done with it. A block owns 64
 //        queries a warpgroup.
@@ -19,7 +20,6 @@ namespace {
 template <typename T, typename Tiles>
 __global__ void __launch_bounds__(Tiles::kWarpgroups* kWarpgroup, Tiles::kBlocks)
     wgmma_forward_kernel(const __grid_constant__ HopperForwardParams p) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
   using Block = ForwardBlock<Tiles>;
   const Block block(p);
   block.make_barriers();
@@ -43,9 +43,6 @@ __global__ void __launch_bounds__(Tiles::kWarpgroups* kWarpgroup, Tiles::kBlocks
     }
     __syncwarp();
   });
-#else
-  __trap();  // compiled for another architecture, on which check_hopper() refuses to run it
-#endif
 }
 
 std::tuple<Tensor, Tensor> wgmma_forward(const Tensor& q, const Tensor& k, const Tensor& v, double scale, int64_t low,

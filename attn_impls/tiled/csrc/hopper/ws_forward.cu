@@ -1,6 +1,7 @@
 // tiled-ws: a warp that copies, warpgroups that compute.
 //
-// What:  the first warpgroup only asks for copies, as far ahead as the rings have places, and gives its registers to the
+// What:  the first warpgroup only asks for copies, as far ahead as the rings have places, and gives its registers to
+// the
 //        others, which hold more of the output and of the scores in return. The others compute as in tiled-wgmma.
 // Why:   no computing thread waits on behalf of another. Warpgroups drift apart until one takes exponentials while
 //        another keeps the tensor cores busy.
@@ -28,7 +29,6 @@ struct Registers<3> {
 template <typename T, typename Tiles>
 __global__ void __launch_bounds__((Tiles::kWarpgroups + 1) * kWarpgroup, 1)
     ws_forward_kernel(const __grid_constant__ HopperForwardParams p) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
   using Block = ForwardBlock<Tiles>;
   using Shares = Registers<Tiles::kWarpgroups>;
   const Block block(p);
@@ -48,9 +48,6 @@ __global__ void __launch_bounds__((Tiles::kWarpgroups + 1) * kWarpgroup, 1)
     grow_registers<Shares::kComputing>();
     block.template attend<T>(group - 1, [](int) {});
   }
-#else
-  __trap();  // compiled for another architecture, on which check_hopper() refuses to run it
-#endif
 }
 
 std::tuple<Tensor, Tensor> ws_forward(const Tensor& q, const Tensor& k, const Tensor& v, double scale, int64_t low,
