@@ -142,7 +142,7 @@ def check(rung: str) -> int:
             columns = (~(error <= allowed)).flatten(0, -2).any(0).nonzero().flatten()
             where = f"; {len(rows)} rows wrong, {rows[:1].tolist()} to {rows[-1:].tolist()}, {len(columns)} columns"
             where += (
-                f" from {columns[:1].tolist()}; got {out.flatten()[:3].tolist()} want {want.flatten()[:3].tolist()}"
+                f" from {columns[:1].tolist()}; got {out.flatten()[:2].tolist()} want {want.flatten()[:2].tolist()}"
             )
         said = f"{problem.id} {layout}: out {most:.2g} of {allowed:.2g}, lse {most_lse:.1g}{where}"
         print("ok " if right else "BAD", rung, said)

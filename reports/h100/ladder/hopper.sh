@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A first look at the Hopper rungs, on an H100 from the root of a checkout, in about two minutes:
-# reports/h100/ladder/hopper.sh [RUNG...]. Every kernel runs under a time limit and with a watchdog in its waits.
+# reports/h100/ladder/hopper.sh [RUNG...]. Every kernel runs in a process of its
+# own under a time limit, as a kernel that waits for ever would.
 set -uo pipefail
 rungs=("${@:-tiled-wgmma tiled-ws}")
 read -ra rungs <<< "${rungs[*]}"
@@ -8,7 +9,6 @@ export PYTHONPATH=. PYTHONDONTWRITEBYTECODE=1
 folder=$(mktemp -d)
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$folder/extensions}
 export CUBLAS_WORKSPACE_CONFIG=:4096:8 # deterministic mode, which the checks use, asks for it
-export NVCC_APPEND_FLAGS="-DATTN_WATCHDOG"
 seconds() { printf '== %s (%s s)\n' "$1" "$SECONDS"; }
 
 timeout 90 nvcc -std=c++20 -O2 -gencode arch=compute_90a,code=sm_90a -Iattn_impls/tiled/csrc \
@@ -22,19 +22,19 @@ async=$!
 wait "$probe" || tail -n 20 "$folder/probe.log"
 seconds "probe built"
 for check in $("$folder/probe" list); do
-  timeout 15 "$folder/probe" "$check" || echo "   $check: exit status $?"
+  timeout -k 2 8 "$folder/probe" "$check" || echo "   $check: exit status $?"
 done
 wait "$hopper" || tail -n 30 "$folder/build.log"
 seconds "rungs built"
 for rung in "${rungs[@]}"; do
-  timeout 40 python3 reports/h100/ladder/hopper.py check "$rung" 2>&1 | cut -c1-330 | tail -n 60
+  timeout -k 2 30 python3 reports/h100/ladder/hopper.py check "$rung" 2>&1 | cut -c1-330 | tail -n 60
   seconds "$rung checked: exit status ${PIPESTATUS[0]}"
 done
 wait "$async" || tail -n 20 "$folder/async.log"
 peers=(tiled-async sdpa-cudnn sdpa-flash)
-if ! timeout 50 python3 reports/h100/ladder/hopper.py time "${rungs[@]}" "${peers[@]}" 2>&1 | tail -n 20; then
+if ! timeout -k 2 50 python3 reports/h100/ladder/hopper.py time "${rungs[@]}" "${peers[@]}" 2>&1 | tail -n 20; then
   for rung in "${rungs[@]}"; do  # one of them failed: the others still have a number
-    timeout 30 python3 reports/h100/ladder/hopper.py time "$rung" "${peers[@]}" 2>&1 | tail -n 20
+    timeout -k 2 30 python3 reports/h100/ladder/hopper.py time "$rung" "${peers[@]}" 2>&1 | tail -n 20
   done
 fi
 seconds "timed"

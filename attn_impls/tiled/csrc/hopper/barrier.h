@@ -43,17 +43,9 @@ __device__ inline bool phase_has_ended(uint32_t at, uint32_t parity) {
   return ended != 0;
 }
 
-// try_wait sleeps for a while by itself, so that the loop takes hardly any turns. With ATTN_WATCHDOG, a wait that takes
-// about a second ends the kernel with an error, in place of hanging it.
+// try_wait sleeps for a while by itself, so that the loop takes hardly any turns.
 __device__ inline void wait_for_phase(uint32_t at, uint32_t parity) {
-  if (phase_has_ended(at, parity)) return;
-#ifdef ATTN_WATCHDOG
-  const long long start = clock64();
-#endif
   while (!phase_has_ended(at, parity)) {
-#ifdef ATTN_WATCHDOG
-    if (clock64() - start > 2'000'000'000LL) __trap();
-#endif
   }
 }
 

@@ -44,7 +44,6 @@ struct ForwardBlock {
   }
 
   __device__ int kv_len() const { return static_cast<int>(p.shape.kv_len); }
-  __device__ int visits() const { return max(tiles.last - tiles.first, 0); }
   __device__ uint32_t q() const { return start; }
   __device__ uint32_t k(int stage) const { return start + Q::kBytes + stage * Kv::kBytes; }
   __device__ uint32_t v(int stage) const { return k(Tiles::kStages + stage); }
@@ -68,26 +67,27 @@ struct ForwardBlock {
     arrive_and_expect(q_full(), Q::kBytes);
     start_tile_load<Q>(q(), p.q, mine.q0, mine.head, mine.batch, q_full());
   }
-  __device__ void load_k(int visit, Turn turn) const {
+  __device__ void load_k(int tile, Turn turn) const {
     k_ring().wait_until_empty(turn);
-    start_tile_load<Kv>(k(turn.stage), p.k, (tiles.last - 1 - visit) * Tiles::kKeys, mine.kv_head, mine.batch,
+    start_tile_load<Kv>(k(turn.stage), p.k, tile * Tiles::kKeys, mine.kv_head, mine.batch,
                         k_ring().expect(turn, Kv::kBytes));
   }
-  __device__ void load_v(int visit, Turn turn) const {
+  __device__ void load_v(int tile, Turn turn) const {
     v_ring().wait_until_empty(turn);
-    start_tile_load<Kv>(v(turn.stage), p.v, (tiles.last - 1 - visit) * Tiles::kKeys, mine.kv_head, mine.batch,
+    start_tile_load<Kv>(v(turn.stage), p.v, tile * Tiles::kKeys, mine.kv_head, mine.batch,
                         v_ring().expect(turn, Kv::kBytes));
   }
 
-  // The attention of the 64 queries of computing warpgroup `group`. between(visit) is called while the scores of a
-  // visit are computed.
+  // The attention of the 64 queries of computing warpgroup `group`. between(tile) is called while the scores of a tile
+  // are computed.
   template <typename T, typename Between>
   __device__ __forceinline__ void attend(int group, const Between& between) const {
     const int first_row = group * kWarpgroupRows;
     const int row = first_row + static_cast<int>(threadIdx.x) % kWarpgroup / kWarp * kPiece;  // of this warp
     const int q0 = mine.q0 + first_row, q1 = min(q0 + kWarpgroupRows, mine.q1);
     // A tile that only other warpgroups see is waited for, because the ring's count needs every reader, and released.
-    const TileRange seen = q0 < q1 ? key_tiles(p.band, q0, q1, kv_len(), Tiles::kKeys) : TileRange{0, 0};
+    TileRange seen = key_tiles(p.band, q0, q1, kv_len(), Tiles::kKeys);
+    if (q0 >= q1 || seen.first >= seen.last) seen = {tiles.first, tiles.first};
     const TileRange plain = plain_key_tiles(p.band, q0, q1, kv_len(), Tiles::kKeys);
     const auto q_rows = AlongRows<Q>::of(q(), first_row);
 
@@ -98,21 +98,24 @@ struct ForwardBlock {
 
     wait_for_phase(q_full(), 0);
     Turn turn;
-    for (int visit = 0; visit < visits(); ++visit, turn.advance()) {
-      const int tile = tiles.last - 1 - visit;
-      k_ring().wait_until_full(turn);
-      if (!seen.has(tile)) {
+    int tile = tiles.last - 1;
+    const auto pass_down_to = [&](int end) {
+      for (; tile >= end; --tile, turn.advance()) {
+        k_ring().wait_until_full(turn);
         k_ring().release(turn);
-        between(visit);
+        between(tile);
         v_ring().wait_until_full(turn);
         v_ring().release(turn);
-        continue;
       }
+    };
+    pass_down_to(max(seen.last, tiles.first));
+    for (; tile >= seen.first; --tile, turn.advance()) {
+      k_ring().wait_until_full(turn);
       Accumulator<1, Tiles::kKeys / kChunk> scores;
       begin_products();
       start_product<T, Tiles::kColumns / kPiece>(scores, q_rows, AlongRows<Kv>::of(k(turn.stage)), false);
       commit_products();
-      between(visit);
+      between(tile);
       wait_for_products<0>();
       pin(scores);
       k_ring().release(turn);
@@ -130,6 +133,7 @@ struct ForwardBlock {
       pin(out);
       v_ring().release(turn);
     }
+    pass_down_to(tiles.first);
     finish<T>(group, row, softmax, out);
   }
 

@@ -25,22 +25,20 @@ __global__ void __launch_bounds__(Tiles::kWarpgroups* kWarpgroup, Tiles::kBlocks
   block.make_barriers();
   const bool copies = threadIdx.x == 0;
   typename Block::Turn next;  // place to fill
+  const auto load = [&](int tile) {
+    if (tile < block.tiles.first) return;
+    block.load_k(tile, next);
+    block.load_v(tile, next);
+    next.advance();
+  };
   if (copies) {
     block.load_q();
-    for (int visit = 0; visit < min(Tiles::kStages, block.visits()); ++visit, next.advance()) {
-      block.load_k(visit, next);
-      block.load_v(visit, next);
-    }
+    for (int i = 1; i <= Tiles::kStages; ++i) load(block.tiles.last - i);
   }
   __syncwarp();
-  // While the scores of a visit are computed, the places of the visit before are filled again.
-  block.template attend<T>(warpgroup(), [&](int visit) {
-    const int refill = visit - 1 + Tiles::kStages;
-    if (copies && visit > 0 && refill < block.visits()) {
-      block.load_k(refill, next);
-      block.load_v(refill, next);
-      next.advance();
-    }
+  // While the scores of a tile are computed, the places of the tile before are filled again.
+  block.template attend<T>(warpgroup(), [&](int tile) {
+    if (copies && tile + 1 < block.tiles.last) load(tile + 1 - Tiles::kStages);
     __syncwarp();
   });
 }

@@ -39,9 +39,9 @@ __global__ void __launch_bounds__((Tiles::kWarpgroups + 1) * kWarpgroup, 1)
     if (threadIdx.x == 0) {
       block.load_q();
       typename Block::Turn next;
-      for (int visit = 0; visit < block.visits(); ++visit, next.advance()) {
-        block.load_k(visit, next);
-        block.load_v(visit, next);
+      for (int tile = block.tiles.last - 1; tile >= block.tiles.first; --tile, next.advance()) {
+        block.load_k(tile, next);
+        block.load_v(tile, next);
       }
     }
   } else {
