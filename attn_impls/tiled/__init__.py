@@ -93,7 +93,8 @@ ASYNC = Family(
 # Hopper's own instructions, which no other architecture has.
 _HOPPER_RUNGS = {
     "wgmma": "Hopper's tensor cores and copy engine: wgmma and TMA, an mbarrier pipeline",
-    "ws": "the same, specialised: one warp copies, three warpgroups compute and take its registers",
+    "ws": "the same, specialised: one warp copies, two or three warpgroups compute and take its registers",
+    "overlap": "the same, the softmax of a tile under the matrix product of the tile before",
 }
 _HOPPER_LADDER = build.Extension(
     "attn_tiled_hopper",
@@ -261,3 +262,4 @@ def _hopper_rung(name: str) -> tuple[Family, Implementation]:
 
 WGMMA, tiled_wgmma = _hopper_rung("wgmma")
 WS, tiled_ws = _hopper_rung("ws")
+OVERLAP, tiled_overlap = _hopper_rung("overlap")

@@ -76,7 +76,7 @@ FAMILIES = {
         f"tiled-{rung}": (
             f"void attn::(anonymous namespace)::{rung}_forward_kernel<__nv_bfloat16, attn::{tiles}<64> >(attn::...",
         )
-        for rung, tiles in (("wgmma", "WgmmaForward"), ("ws", "WsForward"))
+        for rung, tiles in (("wgmma", "WgmmaForward"), ("ws", "WsForward"), ("overlap", "OverlapForward"))
     },
     "tiled-async": (
         "void attn::async_forward_kernel<__nv_bfloat16, attn::AsyncForward<64> >(attn::ForwardParams<__nv_bfloat16>)",

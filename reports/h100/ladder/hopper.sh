@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # A first look at the Hopper rungs, on an H100 from the root of a checkout, in about two minutes:
-# reports/h100/ladder/hopper.sh [RUNG...]. Every kernel runs in a process of its
-# own under a time limit, as a kernel that waits for ever would.
+# reports/h100/ladder/hopper.sh [RUNG...]. Every kernel runs in a process of its own under a time limit, as one that
+# waits for ever would take the rest along.
 set -uo pipefail
-rungs=("${@:-tiled-wgmma tiled-ws}")
+rungs=("${@:-tiled-wgmma tiled-ws tiled-overlap}")
 read -ra rungs <<< "${rungs[*]}"
 export PYTHONPATH=. PYTHONDONTWRITEBYTECODE=1
 folder=$(mktemp -d)

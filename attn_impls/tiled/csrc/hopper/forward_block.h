@@ -78,66 +78,7 @@ struct ForwardBlock {
                         v_ring().expect(turn, Kv::kBytes));
   }
 
-  // The attention of the 64 queries of computing warpgroup `group`. between(tile) is called while the scores of a tile
-  // are computed.
-  template <typename T, typename Between>
-  __device__ __forceinline__ void attend(int group, const Between& between) const {
-    const int first_row = group * kWarpgroupRows;
-    const int row = first_row + static_cast<int>(threadIdx.x) % kWarpgroup / kWarp * kPiece;  // of this warp
-    const int q0 = mine.q0 + first_row, q1 = min(q0 + kWarpgroupRows, mine.q1);
-    // A tile that only other warpgroups see is waited for, because the ring's count needs every reader, and released.
-    TileRange seen = key_tiles(p.band, q0, q1, kv_len(), Tiles::kKeys);
-    if (q0 >= q1 || seen.first >= seen.last) seen = {tiles.first, tiles.first};
-    const TileRange plain = plain_key_tiles(p.band, q0, q1, kv_len(), Tiles::kKeys);
-    const auto q_rows = AlongRows<Q>::of(q(), first_row);
-
-    FragmentSoftmax<1> softmax;
-    softmax.clear();
-    Accumulator<1, Tiles::kColumns / kChunk> out;
-    out.clear();
-
-    wait_for_phase(q_full(), 0);
-    Turn turn;
-    int tile = tiles.last - 1;
-    const auto pass_down_to = [&](int end) {
-      for (; tile >= end; --tile, turn.advance()) {
-        k_ring().wait_until_full(turn);
-        k_ring().release(turn);
-        between(tile);
-        v_ring().wait_until_full(turn);
-        v_ring().release(turn);
-      }
-    };
-    pass_down_to(max(seen.last, tiles.first));
-    for (; tile >= seen.first; --tile, turn.advance()) {
-      k_ring().wait_until_full(turn);
-      Accumulator<1, Tiles::kKeys / kChunk> scores;
-      begin_products();
-      start_product<T, Tiles::kColumns / kPiece>(scores, q_rows, AlongRows<Kv>::of(k(turn.stage)), false);
-      commit_products();
-      between(tile);
-      wait_for_products<0>();
-      pin(scores);
-      k_ring().release(turn);
-
-      if (!plain.has(tile)) hide_scores(scores, TileMask::of(p.band, mine.q0, tile * Tiles::kKeys, kv_len()), row, 0);
-      softmax.take(scores, out, p.scale_log2);
-      const auto weights = Held<1, Tiles::kKeys / kPiece>::template rounded<T>(scores);
-
-      v_ring().wait_until_full(turn);
-      pin(out);
-      begin_products();
-      start_product<T, Tiles::kKeys / kPiece>(out, weights, AcrossRows<Kv>::of(v(turn.stage)));
-      commit_products();
-      wait_for_products<0>();
-      pin(out);
-      v_ring().release(turn);
-    }
-    pass_down_to(tiles.first);
-    finish<T>(group, row, softmax, out);
-  }
-
- private:
+  // The end of a warpgroup's work on its rows: write the output, by way of the queries' place, and the log-sum-exp.
   template <typename T, typename Out>
   __device__ __forceinline__ void finish(int group, int row, FragmentSoftmax<1>& softmax, const Out& out) const {
     float inverse[1][2], log_sum_exp[1][2];

@@ -37,4 +37,13 @@ struct WsForward<128> : HopperTiles<128, 3, 128, 2, 1> {};
 template <>
 struct WsForward<256> : HopperTiles<256, 2, 80, 2, 1> {};
 
+template <int columns>
+struct OverlapForward;
+template <>
+struct OverlapForward<64> : HopperTiles<64, 3, 128, 4, 1> {};
+template <>
+struct OverlapForward<128> : HopperTiles<128, 2, 128, 2, 1> {};
+template <>
+struct OverlapForward<256> : HopperTiles<256, 2, 80, 2, 1> {};
+
 }  // namespace attn

@@ -13,6 +13,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "forward_launch.h"
+#include "forward_rows.h"
 
 namespace attn {
 namespace {
@@ -37,7 +38,7 @@ __global__ void __launch_bounds__(Tiles::kWarpgroups* kWarpgroup, Tiles::kBlocks
   }
   __syncwarp();
   // While the scores of a tile are computed, the places of the tile before are filled again.
-  block.template attend<T>(warpgroup(), [&](int tile) {
+  ForwardRows<T, Tiles>(block, warpgroup()).attend_in_turn([&](int tile) {
     if (copies && tile + 1 < block.tiles.last) load(tile + 1 - Tiles::kStages);
     __syncwarp();
   });

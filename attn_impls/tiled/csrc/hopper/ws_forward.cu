@@ -10,44 +10,18 @@
 #include <torch/csrc/stable/library.h>
 
 #include "forward_launch.h"
+#include "forward_rows.h"
+#include "roles.h"
 
 namespace attn {
 namespace {
 
-// Registers a thread after the trade. 65536 registers are shared out in eights to all threads of the block.
-template <int warpgroups>
-struct Registers;
-template <>
-struct Registers<2> {
-  static constexpr int kCopying = 24, kComputing = 240;
-};
-template <>
-struct Registers<3> {
-  static constexpr int kCopying = 32, kComputing = 160;
-};
-
 template <typename T, typename Tiles>
-__global__ void __launch_bounds__((Tiles::kWarpgroups + 1) * kWarpgroup, 1)
+__global__ void __launch_bounds__(kSpecialisedThreads<Tiles>, 1)
     ws_forward_kernel(const __grid_constant__ HopperForwardParams p) {
-  using Block = ForwardBlock<Tiles>;
-  using Shares = Registers<Tiles::kWarpgroups>;
-  const Block block(p);
+  const ForwardBlock<Tiles> block(p);
   block.make_barriers();
-  const int group = warpgroup();
-  if (group == 0) {
-    shrink_registers<Shares::kCopying>();
-    if (threadIdx.x == 0) {
-      block.load_q();
-      typename Block::Turn next;
-      for (int tile = block.tiles.last - 1; tile >= block.tiles.first; --tile, next.advance()) {
-        block.load_k(tile, next);
-        block.load_v(tile, next);
-      }
-    }
-  } else {
-    grow_registers<Shares::kComputing>();
-    block.template attend<T>(group - 1, [](int) {});
-  }
+  copy_and_compute(block, [&](int group) { ForwardRows<T, Tiles>(block, group).attend_in_turn([](int) {}); });
 }
 
 std::tuple<Tensor, Tensor> ws_forward(const Tensor& q, const Tensor& k, const Tensor& v, double scale, int64_t low,
