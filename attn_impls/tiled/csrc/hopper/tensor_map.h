@@ -18,8 +18,8 @@ struct MappedTensor {
   int64_t batch_stride, head_stride, row_stride;
 };
 
-// Describe boxes of `box_rows` rows and one slab's columns, to be swizzled. The data and the strides must be multiples
-// of 16 bytes, and the strides of dimensions longer than 1 positive. Heads and batches are dimensions of their own, so
+// Describe boxes of `box_rows` rows and one slab's columns, to be swizzled. Data, rows and strides must be multiples of
+// 16 bytes, and the strides of dimensions longer than 1 positive. Heads and batches are dimensions of their own, so
 // that rows past the end of a head are outside, and not the next head's first. Returns what failed, or null.
 inline const char* make_tensor_map(CUtensorMap* map, const MappedTensor& tensor, int box_rows) {
   using Encode = decltype(&cuTensorMapEncodeTiled);
@@ -32,9 +32,9 @@ inline const char* make_tensor_map(CUtensorMap* map, const MappedTensor& tensor,
     return error == cudaSuccess && status == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(found) : nullptr;
   }();
   if (encode == nullptr) return "the driver has no cuTensorMapEncodeTiled";
-  // The stride of a dimension of length 1 means nothing, and need not be a multiple of 16 bytes.
-  const auto bytes = [](int64_t length, int64_t stride) {
-    return static_cast<cuuint64_t>(length > 1 ? stride * 2 : 16);
+  // The stride of a dimension of length 1 means nothing and may be any number; a row's length will do in its place.
+  const auto bytes = [&](int64_t length, int64_t stride) {
+    return static_cast<cuuint64_t>((length > 1 ? stride : tensor.head_dim) * 2);
   };
   const cuuint64_t sizes[] = {static_cast<cuuint64_t>(tensor.head_dim), static_cast<cuuint64_t>(tensor.rows),
                               static_cast<cuuint64_t>(tensor.heads), static_cast<cuuint64_t>(tensor.batch)};
