@@ -74,6 +74,7 @@ class ForwardRows {
         hide(scores);
         softmax.take(scores, out, block.p.scale_log2);
         weights = Weights::template rounded<T>(scores);
+        block.v_ring().wait_until_full(turn);
       }
       Turn before = turn;
       turn.advance();
@@ -81,7 +82,6 @@ class ForwardRows {
         Scores scores;
         block.k_ring().wait_until_full(turn);
         start_scores(scores);
-        block.v_ring().wait_until_full(before);
         start_output(weights, before);
         wait_for_products<1>();
         pin(scores);
@@ -91,7 +91,10 @@ class ForwardRows {
         float factor[1][2];
         const bool outgrown = softmax.follow_apart(scores, factor, block.p.scale_log2);
         softmax.template weigh<0, Scores::kColumnTiles>(scores, block.p.scale_log2);
-
+        pin(scores);
+        // The values of these weights. Waiting for them here is early enough for their product, and a loop, which the
+        // compiler does not move the exponentials across: in one block it puts them off until after the next wait.
+        block.v_ring().wait_until_full(turn);
         wait_for_products<0>();
         pin(out);
         block.v_ring().release(before);
@@ -100,7 +103,6 @@ class ForwardRows {
         before = turn;
         turn.advance();
       }
-      block.v_ring().wait_until_full(before);
       start_output(weights, before);
       wait_for_products<0>();
       pin(out);
