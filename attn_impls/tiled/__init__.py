@@ -20,6 +20,7 @@ from attn_impls.tiled.resources import resource_usage
 
 _CPU_SOURCES = build.CSRC / "cpu"
 _CUDA_SOURCES = build.CSRC / "cuda"
+_HOPPER_SOURCES = build.CSRC / "hopper"
 _CPU_FLAGS = ("-std=c++20", "-O3", "-fvisibility=hidden")
 
 SEQ = Family(
@@ -89,6 +90,20 @@ ASYNC = Family(
     deterministic_backward=True,
 )
 
+# Hopper's own instructions, which no other architecture has.
+_HOPPER_RUNGS = {
+    "wgmma": "Hopper's tensor cores and copy engine: wgmma and TMA, an mbarrier pipeline",
+    "ws": "the same, specialised: one warp copies, two or three warpgroups compute and take its registers",
+    "overlap": "the same, the softmax of a tile under the matrix product of the tile before",
+}
+_HOPPER_LADDER = build.Extension(
+    "attn_tiled_hopper",
+    sources=tuple(_HOPPER_SOURCES / f"{name}_forward.cu" for name in _HOPPER_RUNGS),
+    folders=(build.CSRC, _CUDA_SOURCES, _HOPPER_SOURCES),
+    cuda_cflags=_TENSOR_CORE_FLAGS,
+    architecture="9.0a",
+)
+
 _EVERYTHING = Capabilities(
     masks=frozenset(MASK_KINDS),
     gqa=True,
@@ -126,6 +141,15 @@ def _resources(family: Family) -> dict[str, Resources]:
 
 def _why_not_on_cuda(family: Family) -> str | None:
     return build.why_not(family.extension) if torch.cuda.is_available() else "needs a CUDA device"
+
+
+def _why_not_on_hopper() -> str | None:
+    if not torch.cuda.is_available():
+        return "needs a CUDA device"
+    have = torch.cuda.get_device_capability()
+    if have != (9, 0):
+        return f"needs compute capability 9.0 (Hopper), this device has {have[0]}.{have[1]}"
+    return build.why_not(_HOPPER_LADDER)
 
 
 def _fp32_rung(name: str) -> tuple[Family, Implementation]:
@@ -199,7 +223,7 @@ tiled_mma = Implementation(
     _attention(MMA),
     dataclasses.replace(_ON_TENSOR_CORES, backward=False),
     summary="tensor cores: mma.sync on tiles in shared memory, weights stay in registers",
-    kernels="mma_forward_kernel",
+    kernels=r"\bmma_forward_kernel",
     probe=lambda: _why_not_on_cuda(MMA),
     version=lambda: _version(MMA),
     resources=lambda: _resources(MMA),
@@ -218,3 +242,24 @@ tiled_async = Implementation(
     resources=lambda: _resources(ASYNC),
     how_to_get=tiled_smem.how_to_get,
 )
+
+
+def _hopper_rung(name: str) -> tuple[Family, Implementation]:
+    """Return the family and the implementation of ``csrc/hopper/<name>_forward.cu``."""
+    family = Family(name, _HOPPER_LADDER, backward=False)
+    return family, Implementation(
+        f"tiled-{name}",
+        _attention(family),
+        dataclasses.replace(_ON_TENSOR_CORES, backward=False, min_compute_capability=(9, 0)),
+        summary=_HOPPER_RUNGS[name],
+        kernels=rf"\b{name}_forward_kernel",
+        probe=_why_not_on_hopper,
+        version=lambda: _version(family),
+        resources=lambda: _resources(family),
+        how_to_get=tiled_smem.how_to_get,
+    )
+
+
+WGMMA, tiled_wgmma = _hopper_rung("wgmma")
+WS, tiled_ws = _hopper_rung("ws")
+OVERLAP, tiled_overlap = _hopper_rung("overlap")

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -44,6 +45,8 @@ class Extension:
         cflags: flags of the C++ compiler.
         cuda_cflags: flags of nvcc.
         native: whether the flags make code for this very CPU, so that another one must not load it.
+        architecture: of the CUDA device that alone can run it, as ``TORCH_CUDA_ARCH_LIST`` writes it; ``None`` where
+            it is built for the device that is there.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Extension:
     cflags: tuple[str, ...] = ()
     cuda_cflags: tuple[str, ...] = ()
     native: bool = False
+    architecture: str | None = None
 
     @property
     def uses_cuda(self) -> bool:
@@ -126,7 +130,7 @@ def _build(extension: Extension, target: Path) -> None:
     (target.parent / "lock").unlink(missing_ok=True)
     _say(f"building {extension.name} ({', '.join(s.name for s in extension.sources)}) in {target.parent}")
     start = time.perf_counter()
-    with _environment(TORCH_CUDA_ARCH_LIST=_cuda_architecture()) if extension.uses_cuda else contextlib.nullcontext():
+    with _environment(TORCH_CUDA_ARCH_LIST=_cuda_architecture(extension)) if extension.uses_cuda else nullcontext():
         cpp_extension.load(
             name=target.stem,
             sources=[str(source) for source in extension.sources],
@@ -145,7 +149,7 @@ def _key(extension: Extension) -> str:
     if extension.native:
         parts.append(_cpu_model())
     if extension.uses_cuda:
-        parts.append(_cuda_architecture())
+        parts.append(_cuda_architecture(extension))
     digest = hashlib.sha256("\0".join(parts).encode())
     headers = (header for folder in extension.folders for header in sorted(folder.glob("*.h")))
     for file in (*extension.sources, *headers):
@@ -185,12 +189,13 @@ def _cpu_model() -> str:
     return f"{platform.machine()} {platform.processor()}"
 
 
-def _cuda_architecture() -> str:
+def _cuda_architecture(extension: Extension) -> str:
     """Return the visible device's architecture as ``TORCH_CUDA_ARCH_LIST`` writes it, e.g. ``9.0a``.
 
-    A list that the user set wins. The ``a`` unlocks what only that architecture has, such as Hopper's wgmma.
+    The extension's own wins, then a list that the user set. The ``a`` unlocks what only that architecture has, such as
+    Hopper's wgmma.
     """
-    chosen = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    chosen = extension.architecture or os.environ.get("TORCH_CUDA_ARCH_LIST")
     if chosen:
         return chosen
     if not torch.cuda.is_available():

@@ -48,6 +48,9 @@ _KNOWN: dict[str, Look] = {
     "tiled-regs": Look("#2a7f78", "#5fbdb5", "p", _DASHED),
     "tiled-mma": Look("#4f5d95", "#8f9dd6", "P", _SOLID),
     "tiled-async": Look("#7a4fb0", "#b08ae0", "X", _SOLID),
+    "tiled-wgmma": Look("#1b6f8f", "#5cb8d9", "^", _DASHDOT),
+    "tiled-ws": Look("#a65a2a", "#d98f5f", "v", _DASHED),
+    "tiled-overlap": Look("#b23a48", "#e58a94", "<", _DASHDOT),
 }
 
 _SPARE_COLOURS = (

@@ -72,6 +72,12 @@ FAMILIES = {
         for rung in ("global", "smem", "pad", "coalesced", "unroll", "regs")
     },
     "tiled-mma": ("void attn::(anonymous namespace)::mma_forward_kernel<__half, 64>(attn::ForwardParams<__half>)",),
+    **{
+        f"tiled-{rung}": (
+            f"void attn::(anonymous namespace)::{rung}_forward_kernel<__nv_bfloat16, attn::{tiles}<64> >(attn::...",
+        )
+        for rung, tiles in (("wgmma", "WgmmaForward"), ("ws", "WsForward"), ("overlap", "OverlapForward"))
+    },
     "tiled-async": (
         "void attn::async_forward_kernel<__nv_bfloat16, attn::AsyncForward<64> >(attn::ForwardParams<__nv_bfloat16>)",
         "void attn::async_backward_prepare_kernel<__nv_bfloat16>(attn::BackwardParams<__nv_bfloat16>)",

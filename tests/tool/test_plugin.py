@@ -11,12 +11,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from attn_impls.registry import discover
 from tests.tool.nested import ROOT, lay_out, run, said
 from tests.tool.nested import torch_is_whole as torch_is_whole
 
 pytest_plugins = ["pytester"]
 
 ALL = "naive, sdpa-math, sdpa-flash, sdpa-efficient, sdpa-cudnn, flash-attn, flash-attn-4, flex, "
+TESTS = 2 * len(discover())  # of the suite that lay_out() writes: forward and backward
 REPRO = (
     '{"impl":"naive","direction":"fwd","regime":"normal","seed":0,"problem":{"batch":1,"heads":1,"kv_heads":1,'
     '"q_len":4,"kv_len":4,"head_dim":8,"dtype":"fp32"}}'
@@ -86,14 +88,14 @@ def test_the_right_repeat_is_not_refused(pytester: pytest.Pytester) -> None:
 def test_header_and_missing_implementations(pytester: pytest.Pytester) -> None:
     lay_out(pytester, "correctness")
     result = run(pytester, "-rs", "-k", "sdpa and forward")
-    result.assert_outcomes(passed=2, skipped=2, deselected=36)
+    result.assert_outcomes(passed=2, skipped=2, deselected=TESTS - 4)
     result.stdout.re_match_lines(
         [
             rf"attn: .+, {torch.get_num_threads()} threads, torch {torch.__version__[:3]}.*, contract wall/4$",
             r"attn: implementations naive, sdpa-math, sdpa-flash, tiled-torch, tiled-seq, tiled-cpu$",
             r"attn: missing sdpa-efficient, sdpa-cudnn, flash-attn, flash-attn-4, flex, triton, "
             r"tiled-global, tiled-smem, tiled-pad, tiled-coalesced, tiled-unroll, tiled-regs, tiled-mma, "
-            r"tiled-async: needs cuda$",
+            r"tiled-async, tiled-wgmma, tiled-ws, tiled-overlap: needs cuda$",
         ]
     )
     result.stdout.fnmatch_lines_random(["SKIPPED*sdpa-efficient: needs cuda", "SKIPPED*sdpa-cudnn: needs cuda"])
@@ -151,7 +153,7 @@ def test_a_broken_entry_point_does_not_break_the_run(
     )
     lay_out(pytester, "correctness")
     result = run(pytester, "-k", "naive and forward")
-    result.assert_outcomes(passed=1, deselected=39)
+    result.assert_outcomes(passed=1, deselected=TESTS - 1)
     result.stdout.fnmatch_lines(
         ["attn: missing bad-kernels: ModuleNotFoundError: No module named 'no_such_module_at_all'"]
     )
@@ -178,7 +180,7 @@ def test_gpu_tests_skip_without_a_device(pytester: pytest.Pytester) -> None:
     lay_out(pytester, "correctness")
     pytester.makepyfile("import pytest\n\n@pytest.mark.gpu\ndef test_it():\n    assert False")
     result = run(pytester, "-rs", "-k", "test_it", "--strict-markers")
-    result.assert_outcomes(skipped=1, deselected=40)
+    result.assert_outcomes(skipped=1, deselected=TESTS)
     result.stdout.fnmatch_lines(["SKIPPED*needs a CUDA device"])
 
 

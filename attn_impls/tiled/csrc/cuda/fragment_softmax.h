@@ -41,23 +41,19 @@ struct FragmentSoftmax {
   // Bring the maxima, and what was summed up before, to the scores of a new tile.
   template <typename Scores, typename Out>
   __device__ void follow(const Scores& scores, Out& out, float scale_log2) {
-    float highest[row_pieces][2];
-    bool outgrown = false;
+    raise(scores, scale_log2, [&](int m, int half, float factor) { rescale(out, m, half, factor); });
+  }
+
+  // The same for an output that cannot be touched yet. Returns whether it is to be multiplied by `factor`, with
+  // rescale(); the answer is that of the whole warp.
+  template <typename Scores>
+  __device__ bool follow_apart(const Scores& scores, float (&factor)[row_pieces][2], float scale_log2) {
+    return raise(scores, scale_log2, [&](int m, int half, float of_row) { factor[m][half] = of_row; });
+  }
+  template <typename Out>
+  __device__ static void rescale(Out& out, const float (&factor)[row_pieces][2]) {
 #pragma unroll
-    for (int m = 0; m < row_pieces; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float& x = highest[m][half] = minus_infinity();
-#pragma unroll
-        for (int n = 0; n < Scores::kColumnTiles; ++n) {
-          x = fmaxf(x, fmaxf(scores.at[m][n][2 * half], scores.at[m][n][2 * half + 1]));
-        }
-        x = quad_max(x);
-        // From -inf any score is infinitely far; -inf - -inf is NaN, which is not greater.
-        outgrown |= (x - maximum[m][half]) * scale_log2 > kSlack;
-      }
-    }
-    if (__any_sync(kAllLanes, outgrown)) raise(highest, out, scale_log2);
+    for (int i = 0; i < row_pieces * 2; ++i) rescale(out, i / 2, i % 2, factor[i / 2][i % 2]);
   }
 
   // Turn column tiles [first, last) of these scores into weights and sum them up. The scale is positive and joins the
@@ -100,23 +96,47 @@ struct FragmentSoftmax {
     return maximum == minus_infinity() ? 0.0f : maximum * scale_log2;
   }
 
-  // Bring what was summed up before to the new maxima.
-  template <typename Out>
-  __device__ void raise(const float (&highest)[row_pieces][2], Out& out, float scale_log2) {
+  // Bring maxima and sums to the scores of a new tile where that has to be; multiply(m, half, factor) is called to do
+  // it for the output. Returns whether it had to be.
+  template <typename Scores, typename Multiply>
+  __device__ bool raise(const Scores& scores, float scale_log2, const Multiply& multiply) {
+    float highest[row_pieces][2];
+    bool outgrown = false;
+#pragma unroll
+    for (int m = 0; m < row_pieces; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float& x = highest[m][half] = minus_infinity();
+#pragma unroll
+        for (int n = 0; n < Scores::kColumnTiles; ++n) {
+          x = fmaxf(x, fmaxf(scores.at[m][n][2 * half], scores.at[m][n][2 * half + 1]));
+        }
+        x = quad_max(x);
+        // From -inf any score is infinitely far; -inf - -inf is NaN, which is not greater.
+        outgrown |= (x - maximum[m][half]) * scale_log2 > kSlack;
+      }
+    }
+    if (!__any_sync(kAllLanes, outgrown)) return false;
 #pragma unroll
     for (int m = 0; m < row_pieces; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float before = maximum[m][half];
         maximum[m][half] = fmaxf(before, highest[m][half]);
-        const float rescale = fast_exp2(before * scale_log2 - shift(maximum[m][half], scale_log2));
-        sum[m][half] *= rescale;
-#pragma unroll
-        for (int n = 0; n < Out::kColumnTiles; ++n) {
-          out.at[m][n][2 * half] *= rescale;
-          out.at[m][n][2 * half + 1] *= rescale;
-        }
+        const float factor = fast_exp2(before * scale_log2 - shift(maximum[m][half], scale_log2));
+        sum[m][half] *= factor;
+        multiply(m, half, factor);
       }
+    }
+    return true;
+  }
+
+  template <typename Out>
+  __device__ static void rescale(Out& out, int m, int half, float factor) {
+#pragma unroll
+    for (int n = 0; n < Out::kColumnTiles; ++n) {
+      out.at[m][n][2 * half] *= factor;
+      out.at[m][n][2 * half + 1] *= factor;
     }
   }
 };
