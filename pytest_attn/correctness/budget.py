@@ -34,6 +34,7 @@ out.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,83 +96,113 @@ class TensorVerdict:
         return self.nonfinite == 0 and self.worst <= 1
 
 
-def judge_tensor(name: str, got: torch.Tensor, naive: torch.Tensor, truth: Truth) -> TensorVerdict:
-    """Compare ``got`` with ``truth.exact[name]`` under the budget that ``naive``, of the same shape, earns."""
-    quantity = name.removesuffix(" with lse")
-    exact, noise, scatter = truth.exact[quantity], truth.noise[quantity], truth.scatter[quantity]
-    if exact.numel() == 0:
-        return TensorVerdict(name)
-    got = got.detach()
-    error = _error(got, exact)
-    yardstick = _error(naive.detach(), exact).nan_to_num(0.0, 0.0, 0.0)
-    bound = NAIVE_FACTOR * yardstick.abs().max() + FLOOR * noise
-    bad = ~error.isfinite()
-    ratio = (error.abs() / bound).masked_fill(bad, math.inf)
-    index = _largest(ratio)
-    # An LSE has no elements within its row.
-    rows = [tensor.unsqueeze(-1) if quantity == "lse" else tensor for tensor in (error, yardstick, scatter)]
-    row_ratio = _row_ratio(*rows).masked_fill(bad if quantity == "lse" else bad.any(dim=-1), math.inf)
-    row = _largest(row_ratio)
-    shared = (torch.finfo(got.dtype).eps + FLOOR * math.sqrt(truth.terms) * torch.finfo(torch.float32).eps) / 2
-    gain, gain_budget = _bias(error, yardstick, scatter, None if quantity == "lse" else exact, shared)
-    scale, scale_budget = _bias(error, yardstick, scatter, truth.by_log_scale.get(quantity), shared)
-    return TensorVerdict(
-        name,
-        ratio=float(ratio[index]),
-        rms_ratio=_over(_rms(error), NAIVE_FACTOR * _rms(yardstick) + FLOOR * _rms(noise)),
-        row_ratio=float(row_ratio[row]),
-        gain_ratio=_over(abs(gain), gain_budget),
-        scale_ratio=_over(abs(scale), scale_budget),
-        index=index,
-        row=row,
-        got=float(got[index]),
-        want=float(exact[index]),
-        error=float(error[index].abs()),
-        budget=float(bound[index]),
-        nonfinite=int(bad.sum()),
-        gain=gain,
-        gain_budget=gain_budget,
-        scale=scale,
-        scale_budget=scale_budget,
-    )
+@dataclass(frozen=True, slots=True, eq=False)
+class _Shared:
+    """An error that all elements share: in which direction, over what, and how large it may be."""
+
+    direction: torch.Tensor
+    size: float
+    budget: float
 
 
-def _error(got: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
-    got = got.double()
-    # Where the truth is -inf (the LSE of a row without keys) only equality counts.
-    return torch.where(exact.isfinite(), got - exact, torch.where(got == exact, 0.0, math.nan))
+class TensorBudget:
+    """What any result of one name may be off by: worked out once, for as many results as are judged."""
+
+    def __init__(self, quantity: str, naive: torch.Tensor, truth: Truth) -> None:
+        """Take what ``naive``, of the shape of ``truth.exact[quantity]`` and of the results' dtype, earns."""
+        self._exact, noise, scatter = truth.exact[quantity], truth.noise[quantity], truth.scatter[quantity]
+        self._rowless = quantity == "lse"  # it has no elements within its row
+        if self._exact.numel() == 0:
+            return
+        yardstick = self._error(naive.detach().double()).nan_to_num(0.0, 0.0, 0.0)
+        self._bound = NAIVE_FACTOR * yardstick.abs().max() + FLOOR * noise
+        self._rms_budget = NAIVE_FACTOR * _rms(yardstick) + FLOOR * _rms(noise)
+        by_row, scatter_by_row = (self._by_row(tensor).sqrt() for tensor in (yardstick, scatter))
+        self._row_bound = scatter_by_row * (NAIVE_FACTOR * (by_row / scatter_by_row).max() + FLOOR)
+        shared = (torch.finfo(naive.dtype).eps + FLOOR * math.sqrt(truth.terms) * torch.finfo(torch.float32).eps) / 2
+        directions = (None if self._rowless else self._exact, truth.by_log_scale.get(quantity))
+        self._gain, self._scale = (_shared_error(yardstick, scatter, each, shared) for each in directions)
+
+    def judge(self, name: str, got: torch.Tensor) -> TensorVerdict:
+        """Compare ``got`` with the truth; ``name`` is for the verdict."""
+        if self._exact.numel() == 0:
+            return TensorVerdict(name)
+        got = got.detach().double()
+        error = self._error(got)
+        bad = ~error.isfinite()
+        ratio = (error.abs() / self._bound).masked_fill(bad, math.inf).flatten()
+        squares = self._by_row(error)
+        bad_rows = bad if self._rowless else bad.any(dim=-1)
+        row_ratio = (squares.sqrt() / self._row_bound).masked_fill(bad_rows, math.inf).flatten()
+        worst, worst_row = ratio.argmax(), row_ratio.argmax()
+        zero = torch.zeros((), dtype=torch.float64, device=error.device)
+        # One copy from the device for all of them; a float64 holds every index.
+        numbers = [
+            *(worst, worst_row, bad.sum(), ratio.take(worst), row_ratio.take(worst_row), squares.mean().sqrt()),
+            *(tensor.take(worst) for tensor in (got, self._exact, error, self._bound)),
+            *(zero if each is None else (error * each.direction).sum() for each in (self._gain, self._scale)),
+        ]
+        place, row, nonfinite, *values = torch.stack([number.double() for number in numbers]).tolist()
+        element, by_row, rms, found, want, off, budget, along_gain, along_scale = values
+        (gain, gain_budget), (scale, scale_budget) = (
+            (0.0, 0.0) if each is None else (along / each.size, each.budget)
+            for each, along in ((self._gain, along_gain), (self._scale, along_scale))
+        )
+        return TensorVerdict(
+            name,
+            ratio=element,
+            rms_ratio=_over(rms, self._rms_budget),
+            row_ratio=by_row,
+            gain_ratio=_over(abs(gain), gain_budget),
+            scale_ratio=_over(abs(scale), scale_budget),
+            index=_unravelled(int(place), error.shape),
+            row=_unravelled(int(row), squares.shape),
+            got=found,
+            want=want,
+            error=abs(off),
+            budget=budget,
+            nonfinite=int(nonfinite),
+            gain=gain,
+            gain_budget=gain_budget,
+            scale=scale,
+            scale_budget=scale_budget,
+        )
+
+    def _error(self, got: torch.Tensor) -> torch.Tensor:
+        if not self._rowless:
+            return got - self._exact
+        # Where the truth is -inf (the LSE of a row without keys) only equality counts.
+        equal = torch.where(got == self._exact, 0.0, math.nan)
+        return torch.where(self._exact.isfinite(), got - self._exact, equal)
+
+    def _by_row(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return mean squares of the rows, ``[batch, heads, rows]``."""
+        return tensor.square() if self._rowless else tensor.square().mean(dim=-1)
 
 
-def _largest(ratio: torch.Tensor) -> tuple[int, ...]:
+def _unravelled(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
     # torch.unravel_index would import sympy, which takes a process most of a second.
-    flat, index = int(ratio.argmax()), []
-    for size in reversed(ratio.shape):
+    index = []
+    for size in reversed(shape):
         flat, place = divmod(flat, size)
         index.append(place)
     return tuple(reversed(index))
 
 
-def _row_ratio(error: torch.Tensor, yardstick: torch.Tensor, scatter: torch.Tensor) -> torch.Tensor:
-    """Return error over budget row by row, without the last dimension."""
-    error, yardstick, scatter = (tensor.square().mean(dim=-1).sqrt() for tensor in (error, yardstick, scatter))
-    return error / (scatter * (NAIVE_FACTOR * (yardstick / scatter).max() + FLOOR))
-
-
-def _bias(
-    error: torch.Tensor, yardstick: torch.Tensor, scatter: torch.Tensor, direction: torch.Tensor | None, shared: float
-) -> tuple[float, float]:
-    """Regress ``error`` on ``direction`` and return the coefficient and its budget; both are 0 without a direction."""
+def _shared_error(
+    yardstick: torch.Tensor, scatter: torch.Tensor, direction: torch.Tensor | None, shared: float
+) -> _Shared | None:
+    """Return how far an error may go along ``direction``; ``None`` without one."""
     if direction is None:
-        return 0.0, 0.0
+        return None
     direction = direction.masked_fill(direction.abs() < FLOOR * scatter, 0.0)
-    size = float(direction.square().sum())
+    rows, expected = (yardstick * direction).sum(dim=-1), (scatter * direction.abs()).sum(dim=-1)
+    squares = (direction.square().sum(), rows.square().sum() + expected.square().sum(), rows.sum())
+    size, variance, along = torch.stack(squares).tolist()
     if size == 0:
-        return 0.0, 0.0
-    rows = (yardstick * direction).sum(dim=-1)
-    expected = (scatter * direction.abs()).sum(dim=-1)
-    deviation = math.sqrt(float(rows.square().sum() + expected.square().sum()))
-    bound = NAIVE_FACTOR * abs(float(rows.sum())) + FLOOR * deviation
-    return float((error * direction).sum()) / size, bound / size + shared
+        return None
+    bound = NAIVE_FACTOR * abs(along) + FLOOR * math.sqrt(variance)
+    return _Shared(direction, size, bound / size + shared)
 
 
 def _over(value: float, budget: float) -> float:

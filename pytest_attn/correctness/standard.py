@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from attn_impls.naive import naive
 from attn_impls.problem import Direction, Problem
-from pytest_attn.correctness.budget import TensorVerdict, judge_tensor
+from pytest_attn.correctness.budget import TensorBudget, TensorVerdict
 from pytest_attn.correctness.case import Tensors
 from pytest_attn.correctness.oracle import Truth, solve
 from pytest_attn.correctness.running import run
@@ -26,20 +26,23 @@ class Standard:
 
     truth: Truth
     naive: Mapping[str, torch.Tensor]
+    _budgets: dict[str, TensorBudget] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its tensors."""
+        """Bytes of all its tensors; budgets add less than as many once they are worked out."""
         truth = self.truth
         found = (truth.exact, truth.noise, truth.scatter, truth.by_log_scale, self.naive)
         return sum(tensor.nbytes for tensors in found for tensor in tensors.values())
 
     def judge(self, got: Mapping[str, torch.Tensor]) -> list[TensorVerdict]:
         """Compare results by name, each under its budget."""
-        return [
-            judge_tensor(name, tensor, self.naive[name.removesuffix(" with lse")], self.truth)
-            for name, tensor in got.items()
-        ]
+        return [self._budget(name.removesuffix(" with lse")).judge(name, tensor) for name, tensor in got.items()]
+
+    def _budget(self, quantity: str) -> TensorBudget:
+        if quantity not in self._budgets:
+            self._budgets[quantity] = TensorBudget(quantity, self.naive[quantity], self.truth)
+        return self._budgets[quantity]
 
 
 def standard(problem: Problem, tensors: Tensors, *, gradients: bool, judge_on: torch.device | None = None) -> Standard:

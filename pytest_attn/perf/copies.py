@@ -53,6 +53,7 @@ class HostInputs(Inputs):
         if device.type == "cuda":
             kept = self.tensors
             self.tensors = Tensors(*(x.pin_memory() for x in (kept.q, kept.k, kept.v, kept.dout)))
+            self.watch()
 
 
 def end_to_end(impl: Implementation, copies: Copies, problem: Problem, device: torch.device) -> Implementation:

@@ -30,14 +30,20 @@ class Inputs:
         self._problem = problem
         self._device = device
         self.tensors: Tensors = make_tensors(Case(problem), device, draw_on=device)
-        self._forms = {name: _form(getattr(self.tensors, name)) for name in _NAMES}
-        self._sums = self._checksums()
+        self.watch()
         self.standards: dict[tuple[tuple[int, int], bool, bool], Standard | SliceStandard] = {}
+
+    def watch(self) -> None:
+        """Take the tensors as they are now for what they ought to stay."""
+        self._watched = {name: _Watched(getattr(self.tensors, name)) for name in _NAMES}
+        self._sums = self._checksums()
 
     def changed(self) -> str | None:
         """Return the name of the first tensor whose values or form are no longer those drawn, or ``None``."""
-        for name, form in self._forms.items():
-            if _form(getattr(self.tensors, name)) != form:  # transpose_() moves no word
+        for name, watched in self._watched.items():
+            if watched.form != _form(
+                getattr(self.tensors, name)
+            ):  # transpose_() moves no word, set_() leaves all behind
                 return name
         differ = (self._checksums() != self._sums).any(dim=1).tolist()
         return next((name for name, differs in zip(_NAMES, differ, strict=True) if differs), None)
@@ -45,8 +51,10 @@ class Inputs:
     def renew(self, seed: int) -> None:
         """Draw other values, in place: whoever remembers results by address or by value is found out."""
         generator = torch.Generator(self._device).manual_seed(seed)
-        for name, form in self._forms.items():
-            getattr(self.tensors, name).as_strided_(*form).normal_(generator=generator)
+        for name, watched in self._watched.items():
+            tensor = getattr(self.tensors, name)
+            watched.restore(tensor)
+            tensor.normal_(generator=generator)
         self.standards.clear()
         self._sums = self._checksums()
 
@@ -59,23 +67,38 @@ class Inputs:
         tiles, heads and batches are not, but at lengths that are such a multiple.
         """
         # Looked at after every turn: few kernels, and one copy from the device.
-        return torch.stack([_columns(getattr(self.tensors, name)) for name in _NAMES])
+        sums = torch.empty(len(_NAMES), _COLUMNS, dtype=torch.int64, device=self._device)
+        for watched, row in zip(self._watched.values(), sums, strict=True):
+            watched.sum(row)
+        return sums
 
 
-def _form(tensor: torch.Tensor) -> tuple[torch.Size, tuple[int, ...]]:
-    return tensor.shape, tensor.stride()
-
-
-def _columns(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the :data:`_COLUMNS` sums of the words of a tensor without gaps, in the order of its storage.
+class _Watched:
+    """One input: its form, and its words in rows of :data:`_COLUMNS`, in the order of a storage without gaps.
 
     The words are the widest of which the tensor is a multiple. Those of 8 bytes are summed as they are; torch copies
     narrower ones to 64 bit, which is up to four times the tensor, before it adds them.
     """
-    flat = tensor.as_strided((tensor.numel(),), (1,))
-    size = max(size for size in _WORDS if flat.nbytes % size == 0)
-    words = flat.view(_WORDS[size])
-    whole = words.numel() // _COLUMNS * _COLUMNS
-    sums = words[:whole].view(-1, _COLUMNS).sum(dim=0, dtype=torch.int64)
-    sums[: words.numel() - whole] += words[whole:]
-    return sums
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.form = _form(tensor)
+        self._kept = tensor.detach()  # another tensor of the same storage, which set_() on the first one leaves alone
+        flat = tensor.as_strided((tensor.numel(),), (1,))
+        size = max(size for size in _WORDS if flat.nbytes % size == 0)
+        words = flat.view(_WORDS[size])
+        whole = words.numel() // _COLUMNS * _COLUMNS
+        self._rows, self._rest = words[:whole].view(-1, _COLUMNS), words[whole:]
+
+    def sum(self, into: torch.Tensor) -> None:
+        """Write the sums of the columns."""
+        torch.sum(self._rows, dim=0, dtype=torch.int64, out=into)
+        into[: self._rest.numel()] += self._rest
+
+    def restore(self, tensor: torch.Tensor) -> None:
+        """Give ``tensor`` its storage and its form back."""
+        if _form(tensor) != self.form:
+            tensor.set_(self._kept)  # type: ignore[call-overload]
+
+
+def _form(tensor: torch.Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride()

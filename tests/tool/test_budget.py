@@ -13,7 +13,7 @@ import torch
 from attn_impls import Capabilities, Implementation, as_implementation
 from attn_impls.naive import naive
 from attn_impls.problem import CAUSAL, FULL, Direction, Problem
-from pytest_attn.correctness.budget import judge_tensor
+from pytest_attn.correctness.budget import TensorBudget
 from pytest_attn.correctness.case import Case, make_tensors
 from pytest_attn.correctness.judge import Verdict, judge
 from pytest_attn.correctness.oracle import Truth
@@ -156,7 +156,7 @@ def test_a_small_error_everywhere_fails_by_its_mean() -> None:
     truth = truth_of(torch.zeros(1000), torch.full((1000,), 1e-6))
     yardstick = torch.zeros(1000)
     yardstick[0] = 1.0
-    result = judge_tensor("out", torch.full((1000,), 1.5), yardstick, truth)
+    result = TensorBudget("out", yardstick, truth).judge("out", torch.full((1000,), 1.5))
     assert result.ratio <= 1 < result.rms_ratio
     assert not result.ok
 
@@ -164,7 +164,7 @@ def test_a_small_error_everywhere_fails_by_its_mean() -> None:
 def test_budget_is_twice_naive_plus_four_times_noise() -> None:
     truth = truth_of(torch.zeros(2), torch.tensor([0.5, 0.25]))
     yardstick = torch.tensor([0.0, 3.0])
-    result = judge_tensor("out", torch.tensor([0.0, 7.0]), yardstick, truth)
+    result = TensorBudget("out", yardstick, truth).judge("out", torch.tensor([0.0, 7.0]))
     assert result.budget == 2 * 3.0 + 4 * 0.25
     assert result.ratio == 1.0
     assert result.rms_ratio == pytest.approx((49 / 2) ** 0.5 / (2 * (9 / 2) ** 0.5 + 4 * ((0.25 + 0.0625) / 2) ** 0.5))
@@ -173,7 +173,7 @@ def test_budget_is_twice_naive_plus_four_times_noise() -> None:
 def test_row_budget_follows_the_scatter_of_the_row() -> None:
     truth = truth_of(torch.zeros(2, 4), torch.tensor([[1.0], [0.01]]).expand(2, 4))
     yardstick = torch.tensor([[2.0], [0.03]]).expand(2, 4)  # at worst three times the scatter of its row
-    result = judge_tensor("out", torch.tensor([[1.0], [0.05]]).expand(2, 4), yardstick, truth)
+    result = TensorBudget("out", yardstick, truth).judge("out", torch.tensor([[1.0], [0.05]]).expand(2, 4))
     assert result.row == (1,)
     assert result.row_ratio == pytest.approx(0.05 / (0.01 * (2 * 3 + 4)))
 
@@ -182,7 +182,7 @@ def test_gain_budget_is_naives_gain_its_deviation_and_one_rounding() -> None:
     exact_out = torch.tensor([[1.0, 1.0], [2.0, 0.0]])
     truth = truth_of(exact_out, torch.full((2, 2), 0.01))
     yardstick = exact_out + torch.tensor([[0.1, 0.1], [-0.05, 0.0]])
-    result = judge_tensor("out", 1.5 * exact_out, yardstick, truth)
+    result = TensorBudget("out", yardstick, truth).judge("out", 1.5 * exact_out)
     rows, size = (0.2, -0.1), 6.0
     deviation = math.sqrt(rows[0] ** 2 + rows[1] ** 2 + 0.02**2 + 0.02**2) / size
     assert result.gain == pytest.approx(0.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 
 from attn_impls.problem import FULL, Problem
 from pytest_attn.perf.inputs import Inputs
@@ -74,3 +75,14 @@ def test_looking_for_a_change_takes_no_memory() -> None:
     inputs = Inputs(dataclasses.replace(HALF, q_len=1024, kv_len=1024), CPU)
     every = nbytes(getattr(inputs.tensors, name) for name in ("q", "k", "v", "dout"))
     assert peak_bytes(lambda: None, inputs.changed, CPU) < every / 16
+
+
+def test_another_storage_is_a_change_and_is_given_back() -> None:
+    inputs = Inputs(HALF, CPU)
+    q = inputs.tensors.q
+    before, pointer = q.clone(), q.data_ptr()
+    q.set_(torch.zeros(3, dtype=q.dtype))  # type: ignore[call-overload]
+    assert inputs.changed() == "q"
+    inputs.renew(seed=1)
+    assert (inputs.changed(), q.data_ptr(), q.shape) == (None, pointer, before.shape)
+    assert not torch.equal(q, before)
