@@ -13,7 +13,8 @@ from attn_impls.problem import CAUSAL, FULL, Mask, Problem
 from attn_impls.tiled import algorithm1, tiled_cpu, tiled_seq, tiled_torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Sums are fp32 everywhere and every result is rounded once; delta = rowsum(dO * O) sees the rounded O.
+# Sums are fp32 everywhere and every result is rounded once; delta = rowsum(dO * O) sees the rounded O. The backward
+# pass of tiled-cpu also rounds the factors P and dS to bf16, where the inputs are bf16 and the CPU multiplies it.
 TOLERANCE = {"fp32": 2e-6, "bf16": 2**-7, "fp16": 2**-10}
 
 MASKS = (
@@ -35,6 +36,8 @@ PROBLEMS = [
     ),
     *(Problem(1, 2, 2, 70, 70, d, "fp32", CAUSAL) for d in (1, 15, 16, 17, 64, 96, 128, 256)),
     *(Problem(1, 2, 1, 70, 70, d, "bf16", CAUSAL) for d in (1, 16, 33, 64, 128)),
+    # Several tiles both ways, so that a mask hides parts of a tile as well as whole ones.
+    *(Problem(1, 2, 1, 150, 280, 33, "bf16", mask) for mask in MASKS),
     Problem(2, 6, 2, 90, 150, 32, "fp32", CAUSAL),
     Problem(1, 6, 1, 90, 150, 32, "fp16", Mask("window", 20, 0)),
     Problem(2, 4, 2, 66, 66, 16, "fp32", CAUSAL, layout="bhsd"),

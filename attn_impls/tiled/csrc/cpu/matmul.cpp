@@ -26,19 +26,21 @@ struct Floats {
 
 #if defined(__AVX512BF16__)
 struct Pairs {
-  static Vec spread(const float* pair) {
-    int32_t bits;
-    std::memcpy(&bits, pair, sizeof(bits));
-    return (Vec)_mm512_set1_epi32(bits);
-  }
-  static Vec multiply_add(Vec a, Vec b, Vec sum) {
-    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
-  }
+  static Vec spread(const float* pair) { return splat_pair(pair); }
+  static Vec multiply_add(Vec a, Vec b, Vec sum) { return multiply_add_pairs(a, b, sum); }
 };
 #endif
 
 template <typename Element, int kR, int kN, bool kAlongColumns>
 void block(Into into, int64_t k, Factor a, const float* b, int64_t ldb, float* c, int64_t ldc, const float* alpha) {
+  if (into == Into::kAdd) {
+    // What the block is added to may lie beyond the L2 cache; fetch it while the product is computed.
+#pragma GCC unroll 8
+    for (int r = 0; r < kR; ++r) {
+#pragma GCC unroll 8
+      for (int n = 0; n < kN; ++n) __builtin_prefetch(c + r * ldc + n * kLanes, 1);
+    }
+  }
   Vec sum[kR][kN] = {};
   for (int64_t p = 0; p < k; ++p) {
     Vec row[kN];
@@ -79,9 +81,12 @@ constexpr Blocks make_blocks(std::integer_sequence<int, kIndex...>) {
 constexpr Blocks kBlocksAlongRows = make_blocks<Floats, false>(std::make_integer_sequence<int, kRows * kVectors>{});
 constexpr Blocks kBlocksAlongColumns = make_blocks<Floats, true>(std::make_integer_sequence<int, kRows * kVectors>{});
 
+// Columns of C whose block functions share a strip of B.
+constexpr int64_t kColumns = kVectors * kLanes;
+
 void multiply(const Blocks& blocks, Into into, int64_t m, int64_t n, int64_t k, Factor a, const float* b, int64_t ldb,
               float* c, int64_t ldc, const float* alpha) {
-  for (int64_t j = 0; j < n; j += kVectors * kLanes) {
+  for (int64_t j = 0; j < n; j += kColumns) {
     const int64_t vectors = std::min<int64_t>(kVectors, (n - j) / kLanes);
     for (int64_t i = 0; i < m; i += kRows) {
       const int64_t rows = std::min<int64_t>(kRows, m - i);
@@ -99,6 +104,26 @@ void matmul(Into into, int64_t m, int64_t n, int64_t k, Factor a, const float* b
 }
 
 #if defined(__AVX512BF16__)
+static_assert(kStrip == kColumns);
+
+void add_pairs(int64_t m, int64_t n, int64_t k, Factor a, Band band, const float* b, float* c, int64_t ldc) {
+  constexpr Blocks kAlongRows = make_blocks<Pairs, false>(std::make_integer_sequence<int, kRows * kVectors>{});
+  constexpr Blocks kAlongColumns = make_blocks<Pairs, true>(std::make_integer_sequence<int, kRows * kVectors>{});
+  const Blocks& blocks = a.column == 1 ? kAlongRows : kAlongColumns;
+  for (int64_t j = 0; j < n; j += kStrip, b += k * kStrip) {
+    const int64_t vectors = std::min<int64_t>(kVectors, (n - j) / kLanes);
+    for (int64_t i = 0; i < m; i += kRows) {
+      const int64_t rows = std::min<int64_t>(kRows, m - i);
+      const int64_t begin = std::clamp<int64_t>(i + band.low, 0, 2 * k) / 2;
+      const int64_t end = (std::clamp<int64_t>(i + rows + band.high, 0, 2 * k) + 1) / 2;
+      if (begin >= end) continue;
+      blocks.at[(rows - 1) * kVectors + vectors - 1](Into::kAdd, end - begin,
+                                                     {a.data + i * a.row + begin * a.column, a.row, a.column},
+                                                     b + begin * kStrip, kStrip, c + i * ldc + j, ldc, nullptr);
+    }
+  }
+}
+
 void matmul_pairs(int64_t m, int64_t n, int64_t k, Factor a, const float* b, int64_t ldb, float* c, int64_t ldc) {
   constexpr Blocks kBlocks = make_blocks<Pairs, false>(std::make_integer_sequence<int, kRows * kVectors>{});
   multiply(kBlocks, Into::kSet, m, n, k, a, b, ldb, c, ldc, nullptr);
@@ -106,6 +131,10 @@ void matmul_pairs(int64_t m, int64_t n, int64_t k, Factor a, const float* b, int
 #else
 // Never called: callers ask kHasPairs first.
 void matmul_pairs(int64_t, int64_t, int64_t, Factor, const float*, int64_t, float*, int64_t) {
+  __builtin_trap();
+}
+
+void add_pairs(int64_t, int64_t, int64_t, Factor, Band, const float*, float*, int64_t) {
   __builtin_trap();
 }
 #endif

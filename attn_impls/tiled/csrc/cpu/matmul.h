@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "../band.h"
+
 namespace attn {
 
 // Element (i, j) of A lies at data[i * row + j * column]; one of the two strides is 1.
@@ -29,5 +31,13 @@ constexpr bool kHasPairs = false;
 // in fp32; k counts pairs. The products are exact, so this gives what the fp32 product of the widened numbers gives,
 // up to the order of the additions. Only where kHasPairs.
 void matmul_pairs(int64_t m, int64_t n, int64_t k, Factor a, const float* b, int64_t ldb, float* c, int64_t ldc);
+
+// Columns of a right factor that is packed in strips: strip s holds its rows one after another, [k, kStrip], and starts
+// k * kStrip elements after the strip before.
+constexpr int64_t kStrip = 64;
+
+// C = C + A B for pairs as above, B packed in strips. Column p of A, counted in numbers, is visible to its row i as the
+// band says; what is hidden is 0, and most of it is skipped. Only where kHasPairs.
+void add_pairs(int64_t m, int64_t n, int64_t k, Factor a, Band band, const float* b, float* c, int64_t ldc);
 
 }  // namespace attn

@@ -1,8 +1,8 @@
-// The product of both passes that has the inputs themselves as factors: C = A B^T, for S^T = K Q^T and dP^T = V dO^T.
+// The product of the forward pass that has the inputs themselves as factors: C = A B^T, for S^T = K Q^T.
 //
 // bf16 numbers are multiplied in pairs where the CPU can do that: the factors are exact in bf16, so it costs no
-// accuracy, and it halves the time. The other products have the weights as a factor, which would have to be rounded
-// to bf16 first; they stay in fp32.
+// accuracy, and it halves the time. The other product has the weights as a factor, which would have to be rounded to
+// bf16 first; it stays in fp32.
 #pragma once
 
 #include <cstdint>

@@ -29,6 +29,16 @@ inline void widen(const Half* from, float* to, int64_t count) {
   for (; i < count; ++i) to[i] = static_cast<float>(from[i]);
 }
 
+// Have rows [begin, end) of one head come to the L2 cache, all at once, to be read or written: in the order
+// [batch, seq, heads, head_dim] they lie too far apart for the hardware to foresee the next one.
+template <typename T>
+void prefetch_rows(View<T> rows, int64_t batch, int64_t head, int64_t begin, int64_t end, int64_t head_dim) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = begin; i < end; ++i) {
+    for (int64_t d = 0; d < head_dim; d += kLine) __builtin_prefetch(rows.row(batch, head, i) + d, 0, 2);
+  }
+}
+
 // Rows of fp32 numbers, `stride` floats apart; each can be read up to head_dim rounded up to whole vectors.
 struct Rows {
   const float* data;

@@ -42,6 +42,20 @@ inline Vec maximum(Vec a, Vec b) {
   return a > b ? a : b;
 }
 
+#if defined(__AVX512BF16__)
+// A vector may also hold 16 pairs of bf16 numbers.
+inline Vec splat_pair(const float* pair) {
+  int32_t bits;
+  std::memcpy(&bits, pair, sizeof(bits));
+  return (Vec)_mm512_set1_epi32(bits);
+}
+
+// sum[i] plus both products of pair i.
+inline Vec multiply_add_pairs(Vec a, Vec b, Vec sum) {
+  return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+#endif
+
 inline int64_t round_up_to_lanes(int64_t count) {
   return (count + kLanes - 1) / kLanes * kLanes;
 }
