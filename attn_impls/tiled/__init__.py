@@ -109,6 +109,7 @@ _EVERYTHING = Capabilities(
     gqa=True,
     rectangular=True,
     empty_rows=True,
+    scale=True,
     deterministic=True,
     returns_lse=True,
     traceable=True,

@@ -12,7 +12,13 @@ from attn_impls import tiled
 from attn_impls.implementation import Implementation
 from attn_impls.problem import CAUSAL, FULL, Mask, Problem
 from attn_impls.tiled import OVERLAP, WGMMA, WS, build, ops, tiled_overlap, tiled_wgmma, tiled_ws
-from tests.tool.test_tiled_tensor_cores import PROBLEMS, assert_right, dtype_of, inputs
+from tests.tool.test_tiled_tensor_cores import (
+    PROBLEMS,
+    assert_graph_computes_on_new_inputs,
+    assert_right,
+    dtype_of,
+    inputs,
+)
 
 PROBE = Path(__file__).parent / "hopper" / "probe.cu"
 NVCC = build.cuda_tool("nvcc")
@@ -21,6 +27,9 @@ LARGER = (
     Problem(1, 4, 1, 515, 515, 128, "fp16", Mask("window", 100, 0)),
     Problem(1, 2, 2, 300, 700, 192, "bf16", FULL),
     Problem(1, 2, 2, 2048, 2048, 128, "bf16", CAUSAL),
+    Problem(1, 2, 2, 300, 300, 128, "bf16", CAUSAL, scale=0.3),
+    Problem(70_000, 1, 1, 3, 5, 64, "bf16", CAUSAL),  # past the 65535 blocks of a grid's y and z
+    Problem(1, 70_000, 1, 3, 5, 64, "bf16", CAUSAL),
 )
 RUNGS = (tiled_wgmma, tiled_ws, tiled_overlap)
 IMPLEMENTATIONS = pytest.mark.parametrize("impl", RUNGS, ids=lambda impl: impl.name)
@@ -95,6 +104,41 @@ class TestOnHopper:
         expected, expected_lse = tiled.tiled_torch(q.double(), k.double(), v.double(), problem, return_lse=True)
         torch.testing.assert_close(out.double(), expected, rtol=2e-2, atol=2e-2)
         torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-4, atol=1e-4)
+
+    @IMPLEMENTATIONS
+    @pytest.mark.parametrize("head_dim", [64, 128, 256])
+    @pytest.mark.parametrize("towards_the_first", [True, False])
+    def test_maxima_that_grow_from_tile_to_tile(
+        self, impl: Implementation, head_dim: int, towards_the_first: bool
+    ) -> None:
+        """The output so far must be brought to each new maximum, which N(0, 1) scores hardly ever ask for."""
+        problem = Problem(1, 2, 2, 200, 1030, head_dim, "fp16", FULL)
+        q, k, v = inputs(problem, "cuda", torch.float16)
+        growth = torch.linspace(0, 16, 1030, device="cuda")
+        with torch.no_grad():
+            k *= (growth.flip(0) if towards_the_first else growth)[:, None]
+        out, lse = impl(q, k, v, problem, return_lse=True)
+        assert_right(out, lse, (q, k, v), problem, backward=False)
+
+    @IMPLEMENTATIONS
+    def test_nan_stays_in_its_row_and_its_head(self, impl: Implementation) -> None:
+        """Also where it lies beyond the end of the keys, of a row, or in the keys and values of another head."""
+        problem = Problem(2, 3, 3, 150, 100, 72, "bf16", FULL)
+        q, k, v = inputs(problem, "cuda", torch.bfloat16)
+        expected = impl(q, k, v, problem)
+        within = torch.full((2, 4, 150, 80), torch.nan, device="cuda", dtype=torch.bfloat16)
+        views = [within.clone()[:, :3, : x.shape[2], :72].copy_(x.detach()) for x in (q, k, v)]
+        assert torch.equal(impl(*views, problem), expected)
+        views[0][0, 1, 70] = torch.nan
+        views[2][1, 2, 99] = torch.nan
+        nan = impl(*views, problem).isnan()
+        wanted = torch.zeros_like(nan)
+        wanted[0, 1, 70] = wanted[1, 2] = True
+        assert torch.equal(nan, wanted)
+
+    @IMPLEMENTATIONS
+    def test_graph_on_another_stream_computes_on_new_inputs(self, impl: Implementation) -> None:
+        assert_graph_computes_on_new_inputs(impl)
 
     @pytest.mark.parametrize("family", [WGMMA, WS, OVERLAP], ids=lambda family: family.name)
     def test_opcheck(self, family: ops.Family) -> None:

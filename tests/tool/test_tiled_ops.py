@@ -67,7 +67,7 @@ def test_wrong_arguments_are_named(family: Family, change: object, message: str)
 
 
 @FAMILIES
-@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), 1e-46, 3e38])  # the last two are not, in fp32 log2 units
 def test_scale_must_be_positive(family: Family, scale: float) -> None:
     q, k, v, _, *rest = arguments()
     with pytest.raises(RuntimeError, match="scale must be positive"):

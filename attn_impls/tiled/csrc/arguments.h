@@ -67,9 +67,11 @@ inline void check_rows(const char* name, const Tensor& tensor, int64_t head_dim)
 }
 
 // Check q [B, H, Q, D] and k, v [B, Hkv, K, D] against each other and return their sizes. The scale must be positive
-// because kernels scale scores that are masked already, and -inf has to stay what it is.
+// because kernels scale scores that are masked already, and -inf has to stay what it is; in fp32, too.
 inline Shape check_inputs(const Tensor& q, const Tensor& k, const Tensor& v, double scale) {
-  STD_TORCH_CHECK(scale > 0 && scale <= std::numeric_limits<float>::max(), "scale must be positive and finite, got ",
+  using Float = std::numeric_limits<float>;  // half of its range leaves room for scale * log2(e)
+  STD_TORCH_CHECK(scale >= Float::min() && scale <= Float::max() / 2,
+                  "scale must be positive and finite in fp32, from ", Float::min(), " to ", Float::max() / 2, ", got ",
                   scale);
   STD_TORCH_CHECK(q.dim() == 4, "q must be [batch, heads, seq, head_dim], got ", sizes_of(q));
   const auto dtype = q.scalar_type();

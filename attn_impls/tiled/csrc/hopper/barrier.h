@@ -3,7 +3,8 @@
 // An mbarrier is 8 bytes of shared memory. Its phase ends when as many arrivals as it was made for have come, and all
 // bytes that were announced to it; then the next begins. Whoever waits names the phase by its parity: the wait is over
 // when the phase of that parity has ended. A new barrier is in its phase 0, so a wait for parity 1, that of the phase
-// before the first, is over at once.
+// before the first, is over at once. Only the phase that runs and the one before it can be told apart: no lane may
+// arrive for its warp before all of the warp have seen the last phase end.
 #pragma once
 
 #include <cstdint>

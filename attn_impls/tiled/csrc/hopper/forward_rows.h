@@ -122,9 +122,11 @@ class ForwardRows {
   __device__ __forceinline__ void pass_down_to(int end, const Between& between) {
     for (; tile >= end; --tile, turn.advance()) {
       block.k_ring().wait_until_full(turn);
+      __syncwarp();  // no product keeps the warp together here; a lane that falls behind would miss the phase's end
       block.k_ring().release(turn);
       between(tile);
       block.v_ring().wait_until_full(turn);
+      __syncwarp();
       block.v_ring().release(turn);
     }
   }

@@ -38,7 +38,8 @@ struct Ring {
     return full(turn.stage);
   }
 
-  // The reading warps. One lane releases the place for its warp, which has waited for the products that read it.
+  // The reading warps. One lane releases the place for its warp, all of which has seen it full and waited for the
+  // products that read it.
   __device__ void wait_until_full(Turn<stages> turn) const { wait_for_phase(full(turn.stage), turn.parity); }
   __device__ void release(Turn<stages> turn) const {
     if (threadIdx.x % 32 == 0) arrive(empty(turn.stage));

@@ -1,8 +1,7 @@
 // tiled-ws: a warp that copies, warpgroups that compute.
 //
 // What:  the first warpgroup only asks for copies, as far ahead as the rings have places, and gives its registers to
-// the
-//        others, which hold more of the output and of the scores in return. The others compute as in tiled-wgmma.
+//        the others, which hold more of the output and of the scores in return. The others compute as in tiled-wgmma.
 // Why:   no computing thread waits on behalf of another. Warpgroups drift apart until one takes exponentials while
 //        another keeps the tensor cores busy.
 // Limit: that they drift is left to chance, and what a warpgroup waits for itself, its softmax between two products,
