@@ -56,7 +56,8 @@ void online_softmax(const Scratch& s, int64_t keys, int64_t width, float scale) 
     // While no key of a query was visible its maximum is -inf; 0 in its place makes every weight exp(-inf) = 0.
     const Vec shift = highest == kMinusInfinity ? Vec{} : highest;
     const Vec alpha = exp(before - shift);
-    Vec sum = load(s.sum + i) * alpha;
+    // The tile by itself: in one long sum weights that are almost equal lose the same in every addition.
+    Vec sum = splat(0.0f);
     for (int64_t j = 0; j < keys; ++j) {
       float* score = s.scores + j * width + i;
       const Vec weight = exp(load(score) * scale - shift);
@@ -64,7 +65,7 @@ void online_softmax(const Scratch& s, int64_t keys, int64_t width, float scale) 
       sum += weight;
     }
     store(s.maximum + i, highest);
-    store(s.sum + i, sum);
+    store(s.sum + i, load(s.sum + i) * alpha + sum);
     store(s.alpha + i, alpha);
   }
 }
