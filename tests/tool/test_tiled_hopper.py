@@ -11,7 +11,7 @@ import torch
 from attn_impls import tiled
 from attn_impls.implementation import Implementation
 from attn_impls.problem import CAUSAL, FULL, Mask, Problem
-from attn_impls.tiled import OVERLAP, WGMMA, WS, build, ops, tiled_overlap, tiled_wgmma, tiled_ws
+from attn_impls.tiled import HOPPER, OVERLAP, WGMMA, WS, build, ops, tiled_hopper, tiled_overlap, tiled_wgmma, tiled_ws
 from tests.tool.test_tiled_tensor_cores import PROBLEMS, assert_right, dtype_of, inputs
 
 PROBE = Path(__file__).parent / "hopper" / "probe.cu"
@@ -22,7 +22,7 @@ LARGER = (
     Problem(1, 2, 2, 300, 700, 192, "bf16", FULL),
     Problem(1, 2, 2, 2048, 2048, 128, "bf16", CAUSAL),
 )
-RUNGS = (tiled_wgmma, tiled_ws, tiled_overlap)
+RUNGS = (tiled_wgmma, tiled_ws, tiled_overlap, tiled_hopper)
 IMPLEMENTATIONS = pytest.mark.parametrize("impl", RUNGS, ids=lambda impl: impl.name)
 
 
@@ -96,7 +96,7 @@ class TestOnHopper:
         torch.testing.assert_close(out.double(), expected, rtol=2e-2, atol=2e-2)
         torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-4, atol=1e-4)
 
-    @pytest.mark.parametrize("family", [WGMMA, WS, OVERLAP], ids=lambda family: family.name)
+    @pytest.mark.parametrize("family", [WGMMA, WS, OVERLAP, HOPPER], ids=lambda family: family.name)
     def test_opcheck(self, family: ops.Family) -> None:
         problem = PROBLEMS[0]
         ops.load(family)
