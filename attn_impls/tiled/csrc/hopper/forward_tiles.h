@@ -54,8 +54,8 @@ struct PersistentTiles : HopperTiles<columns, warpgroups, keys, stages, 1> {
   static constexpr bool kTurns = turns;
 };
 
-// Of tiled-hopper: where a mask hides something, where none does, and where the rows of those tiles would leave much of
-// a head's last tile empty.
+// Of tiled-hopper: where a mask hides something, where none does, and where those tiles would reach far past the end of
+// the queries or keys.
 template <int columns>
 struct HopperForward;
 template <>

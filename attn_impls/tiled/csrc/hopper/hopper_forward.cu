@@ -17,11 +17,13 @@ namespace attn {
 namespace {
 
 constexpr int64_t kSectionBytes = int64_t{8} << 20;  // a few heads for every multiprocessor, a sixth of the L2 cache
-constexpr double kMostEmpty = 1.05;                  // rows of tiles over queries
+constexpr double kMostEmpty = 1.05;                  // more scores are computed than with tiles that fit, times this
 
+// How many scores the tiles of a head have, with a mask or without.
 template <typename Tiles>
-int64_t rows_of_tiles(int64_t q_len) {
-  return (q_len + Tiles::kQueries - 1) / Tiles::kQueries * Tiles::kQueries;
+double scores_of_tiles(const Shape& shape) {
+  const auto round_up = [](int64_t length, int tile) { return static_cast<double>((length + tile - 1) / tile * tile); };
+  return round_up(shape.q_len, Tiles::kQueries) * round_up(shape.kv_len, Tiles::kKeys);
 }
 
 std::tuple<Tensor, Tensor> run_hopper_forward(const Tensor& q_given, const Tensor& k_given, const Tensor& v_given,
@@ -39,13 +41,17 @@ std::tuple<Tensor, Tensor> run_hopper_forward(const Tensor& q_given, const Tenso
           using Tiles = decltype(tiles);
           launch_persistent_forward<decltype(element), Tiles>(shape, q, k, v, out, lse, scale, band, order);
         };
-        const double fitting = kMostEmpty * rows_of_tiles<typename Choice::Fitting>(shape.q_len);
-        if (rows_of_tiles<typename Choice::Masked>(shape.q_len) > fitting)
-          launch(typename Choice::Fitting{});
-        else if (hides)
-          launch(typename Choice::Masked{});
+        using Fitting = typename Choice::Fitting;
+        const auto launch_if_it_fits = [&](auto tiles) {
+          if (scores_of_tiles<decltype(tiles)>(shape) > kMostEmpty * scores_of_tiles<Fitting>(shape))
+            launch(Fitting{});
+          else
+            launch(tiles);
+        };
+        if (hides)
+          launch_if_it_fits(typename Choice::Masked{});
         else
-          launch(typename Choice::Full{});
+          launch_if_it_fits(typename Choice::Full{});
       });
     });
   };

@@ -112,8 +112,7 @@ struct PersistentBlock {
   // The reading warps: wait for the queries of this turn. Returns the number of their tile, or kNoMore.
   __device__ int wait_for_queries(QTurn turn) const {
     q_ring().wait_until_full(turn);
-    int index;
-    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(index) : "r"(number(turn)) : "memory");
+    const int index = static_cast<int>(load_shared_word(number(turn)));
     return __shfl_sync(0xffffffffu, index, 0);  // the compiler then knows that it is the same for the whole warp
   }
 

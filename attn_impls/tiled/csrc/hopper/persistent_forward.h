@@ -64,7 +64,7 @@ int* counter_of(int device, cudaStream_t stream) {
   const auto found = given.find({device, stream});
   if (found != given.end()) return found->second;
   if (count[device] == kCounters) return nullptr;
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   void* first = nullptr;
   check_cuda(cudaGetSymbolAddress(&first, counters), "asking for the counters");
   return given[{device, stream}] = static_cast<int*>(first) + count[device]++;

@@ -49,7 +49,7 @@ __device__ __forceinline__ void write_rows(const C& c, const float (&factor)[1][
       trade_words(words);
       const int column = (n + lane % 4) * kChunk;
       if (at < end && column < head_dim) {
-        *reinterpret_cast<uint4*>(begin + column) = make_uint4(words[0], words[1], words[2], words[3]);
+        *reinterpret_cast<uint4*>(begin + column) = uint4{words[0], words[1], words[2], words[3]};
       }
     }
   }
