@@ -8,6 +8,12 @@ namespace attn {
 constexpr int kBarrierBytes = 8;
 constexpr int kWarpgroup = 128;
 
+struct NamedBarrier {
+  int arrived = 0;
+  long generation = 0;
+};
+inline NamedBarrier named_barriers[16];
+
 struct Mbarrier {
   int count, pending, bytes;
   uint32_t phase;
@@ -21,6 +27,7 @@ inline Mbarrier& mbarrier(uint32_t at) {
 inline void make_barrier(uint32_t at, int arrivals) {
   emulator::at(at, kBarrierBytes);
   mbarriers[at] = {arrivals, arrivals, 0, 0};
+  for (auto& barrier : named_barriers) barrier = {};  // a block begins
 }
 inline void publish_barriers() {}
 inline void end_phase_if_complete(Mbarrier& barrier) {
@@ -45,14 +52,9 @@ inline void bytes_arrived(uint32_t at, int bytes) {
   end_phase_if_complete(barrier);
 }
 inline void wait_for_phase(uint32_t at, uint32_t parity) {
-  while (mbarrier(at).phase % 2 == parity && emulator::failure.empty()) emulator::poll();
+  // After a failure nobody goes on: what follows could be a loop without end.
+  while (mbarrier(at).phase % 2 == parity || !emulator::failure.empty()) emulator::poll();
 }
-
-struct NamedBarrier {
-  int arrived = 0;
-  long generation = 0;
-};
-inline NamedBarrier named_barriers[16];
 
 inline void arrive_at_named_barrier(int number, int threads) {
   NamedBarrier& barrier = named_barriers[number];
@@ -64,7 +66,7 @@ inline void arrive_at_named_barrier(int number, int threads) {
 inline void named_barrier(int number, int threads) {
   const long generation = named_barriers[number].generation;
   arrive_at_named_barrier(number, threads);
-  while (named_barriers[number].generation == generation && emulator::failure.empty()) emulator::poll();
+  while (named_barriers[number].generation == generation || !emulator::failure.empty()) emulator::poll();
 }
 
 inline void publish_stores() {}
