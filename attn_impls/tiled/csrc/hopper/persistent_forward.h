@@ -79,10 +79,12 @@ void launch_persistent_forward(const Shape& shape, const Tensor& q, const Tensor
   const int64_t tiles = (shape.q_len + Tiles::kQueries - 1) / Tiles::kQueries, heads = shape.batch * shape.heads;
   STD_TORCH_CHECK(tiles * heads < kFarthest, "the problem has ", tiles * heads, " query tiles, too many to count");
   const int64_t bytes_of_head = std::max<int64_t>(4 * shape.kv_len * shape.head_dim / shape.group(), 1);
-  const int64_t section = std::clamp<int64_t>(order.section_bytes / bytes_of_head, 1, heads);
+  int64_t section = std::clamp<int64_t>(order.section_bytes / bytes_of_head, 1, heads);
   const bool persistent = order.persistent && tiles * heads > multiprocessors;
-  const Schedule schedule{static_cast<int>(tiles), static_cast<int>(heads), static_cast<int>(section),
-                          persistent && order.fetched ? counter_of(device, current_stream(device)) : nullptr};
+  int* const counter = persistent && order.fetched ? counter_of(device, current_stream(device)) : nullptr;
+  // Dealing is even when a round forth and one back hold several whole heads, or when all heads are one section.
+  if (order.fetched && counter == nullptr) section = 2 * tiles > multiprocessors ? heads : 1;
+  const Schedule schedule{static_cast<int>(tiles), static_cast<int>(heads), static_cast<int>(section), counter};
   const PersistentParams<T> params{map_of(q, Tiles::kQueries),
                                    map_of(k, Tiles::kKeys),
                                    map_of(v, Tiles::kKeys),

@@ -197,8 +197,8 @@ def measure(width: int, peers: list[str], wrong: set[str]) -> None:
             taken = hopper.milliseconds({name: partial(call, *qkv, problem) for name, call in functions.items()}, 15)
             for name, ms in taken.items():
                 speed.setdefault(name, {})[mask is CAUSAL, length] = problem.flops(Direction.FWD) / ms / 1e9
-            cells = " ".join(f"{name.removeprefix(f'd{width}_')} {ms * 1e3:.0f}" for name, ms in taken.items())
-            print(f"{problem.id} us: {cells}", flush=True)  # stands even where a later point hangs
+            said = " ".join(f"{name.removeprefix(f'd{width}_')} {ms * 1e3:.0f}" for name, ms in taken.items())
+            print(f"{problem.id} us: {said}", flush=True)  # stands even where a later point hangs
     best = {
         (masked, length): max(speed.get(peer, {}).get((masked, length), 0.0) for peer in peers)
         for masked in (False, True)
