@@ -58,7 +58,8 @@ def test_rung_before_runs_right_on_an_emulated_block(emulated: dict[str, Family]
     assert_right(out, lse, qkv, problem, backward=False)
 
 
-def test_candidate_with_a_polynomial_runs_right_in_every_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["d64_2x128_turns_poly4", "d128_3x128_apart"])
+def test_candidates_run_right_in_every_order(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = ROOT / "reports" / "h100" / "ladder" / "tuning" / "hopper_forward.py"
     spec = importlib.util.spec_from_file_location("tuning_hopper_forward", path)
     assert spec is not None
@@ -67,14 +68,14 @@ def test_candidate_with_a_polynomial_runs_right_in_every_order(tmp_path: Path, m
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setitem(sys.modules, "tuning_hopper_forward", tuning)  # a dataclass looks its module up
     spec.loader.exec_module(tuning)
-    variant = next(each for each in tuning.VARIANTS if each.name == "d64_2x128_turns_poly4")
+    variant = next(each for each in tuning.VARIANTS if each.name == name)
     root, flags = emulated_folder(tmp_path)
     source = root / "hopper" / "candidate.cpp"
     text = tuning.SOURCE.format(name=variant.name, tiles=variant.tiles)
     source.write_text(text.replace("(attn_tuning, CUDA,", "(attn_tuning, CPU,"))
-    build.load(build.Extension("attn_tuning_emulated", (source,), (root, root / "cuda", root / "hopper"), cflags=flags))
+    build.load(build.Extension(f"attn_tuning_{name}", (source,), (root, root / "cuda", root / "hopper"), cflags=flags))
 
-    problem = Problem(1, 4, 4, 300, 170, 64, "bf16", CAUSAL)  # the first rows see nothing
+    problem = Problem(1, 4, 4, 300, 170, variant.width, "bf16", CAUSAL)  # the first rows see nothing
     qkv = inputs(problem, "cpu", torch.bfloat16)
     for schedule in tuning.SCHEDULES[CAUSAL].values():
         with torch.no_grad():

@@ -47,11 +47,13 @@ template <>
 struct OverlapForward<256> : HopperTiles<256, 2, 80, 2, 1> {};
 
 // For blocks that compute many query tiles: places for queries, 2 where the next are to arrive before the last use of
-// those before; whether warpgroups take turns; and one weight in how many is computed by a polynomial, 0 for none.
-template <int columns, int warpgroups, int keys, int stages, int q_stages, bool turns, int polynomial = 0>
+// those before; whether warpgroups take turns; one weight in how many is computed by a polynomial, 0 for none; and
+// whether a softmax runs beside the product before, which needs registers for scores and weights at once.
+template <int columns, int warpgroups, int keys, int stages, int q_stages, bool turns, int polynomial = 0,
+          bool overlaps = true>
 struct PersistentTiles : HopperTiles<columns, warpgroups, keys, stages, 1> {
   static constexpr int kQStages = q_stages, kPolynomial = polynomial;
-  static constexpr bool kTurns = turns;
+  static constexpr bool kTurns = turns, kOverlaps = overlaps;
 };
 
 // Of tiled-hopper: where a mask hides something, where none does, and where those tiles would reach far past the end of

@@ -34,7 +34,11 @@ __global__ void __launch_bounds__(kSpecialisedThreads<Tiles>, 1)
     if (threadIdx.x == 0) block.copy();
   } else {
     grow_registers<Shares::kComputing>();
-    PersistentRows<T, Tiles>(block, group - 1).attend();
+    PersistentRows<T, Tiles> rows(block, group - 1);
+    if constexpr (Tiles::kOverlaps)
+      rows.attend_overlapped();
+    else
+      rows.attend_in_turn();
   }
 }
 

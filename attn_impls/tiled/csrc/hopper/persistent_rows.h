@@ -27,7 +27,34 @@ class PersistentRows {
     out.clear();
   }
 
-  __device__ __forceinline__ void attend() {
+  // One thing after the other, so that three warpgroups fit at head dim 128; another one's products fill the gaps.
+  __device__ __forceinline__ void attend_in_turn() {
+    for (; next_work(); q_turn.advance()) {
+      for (; tile >= work.tiles.first; --tile, turn.advance()) {
+        Scores scores;
+        block.k_ring().wait_until_full(turn);
+        start_scores(scores);
+        wait_for_products<0>();
+        pin(scores);
+        release_keys();
+        hide(scores);
+        softmax.follow(scores, out, p.scale_log2);
+        weigh(scores);
+        const Weights weights = Weights::template rounded<T>(scores);
+        block.v_ring().wait_until_full(turn);
+        start_output(weights, turn);
+        wait_for_products<0>();
+        pin(out);
+        block.v_ring().release(turn);
+      }
+      float inverse[1][2];
+      end_softmax(inverse, work.queries);
+      write(inverse, work.queries);
+      out.clear();
+    }
+  }
+
+  __device__ __forceinline__ void attend_overlapped() {
     pass_turn_on(Tiles::kWarpgroups - 1);  // the first warpgroup begins
     if (!next_work()) return;
     Weights weights;

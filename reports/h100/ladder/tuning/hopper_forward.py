@@ -48,7 +48,7 @@ class Variant:
         return int(self.tiles.split(",")[0])
 
 
-# columns, warpgroups, keys a tile, places for keys, places for queries, turns; one weight in n by polynomial
+# columns, warpgroups, keys a tile, places for keys, places for queries, turns; one weight in n by polynomial; overlaps
 VARIANTS = (
     Variant("d64_3x128", "64, 3, 128, 4, 2, false", schedules=True),
     Variant("d64_3x128_turns", "64, 3, 128, 4, 2, true"),
@@ -62,6 +62,7 @@ VARIANTS = (
     Variant("d128_2x160", "128, 2, 160, 2, 2, false"),
     Variant("d128_2x160_turns", "128, 2, 160, 2, 2, true"),
     Variant("d128_2x176_turns", "128, 2, 176, 2, 1, true"),
+    Variant("d128_3x128_apart", "128, 3, 128, 2, 2, false, 0, false"),
     Variant("d256_2x80", "256, 2, 80, 2, 1, false", schedules=True),
     Variant("d256_2x80_turns", "256, 2, 80, 2, 1, true"),
     Variant("d256_2x64", "256, 2, 64, 2, 1, false"),
