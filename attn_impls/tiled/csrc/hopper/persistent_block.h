@@ -39,7 +39,7 @@ struct Work {
 };
 
 // Shared memory, from a multiple of 1024 bytes on: a ring of Q tiles, one of K tiles, one of V tiles, their barriers,
-// and beside each Q the number of its query tile.
+// and beside each Q a note of its work: finding it takes divisions, which would keep those that compute from computing.
 template <typename T, typename Tiles>
 struct PersistentBlock {
   using Q = Slabs<Tiles::kQueries, Tiles::kColumns>;
@@ -50,9 +50,9 @@ struct PersistentBlock {
   using KvTurn = Turn<Tiles::kStages>;
   static constexpr int kKvAt = Tiles::kQStages * Q::kBytes;
   static constexpr int kBarriersAt = kKvAt + 2 * Tiles::kStages * Kv::kBytes;
-  static constexpr int kNumbersAt = kBarriersAt + QRing::kBytes + 2 * KvRing::kBytes;
-  static constexpr int kBytes = kNumbersAt + Tiles::kQStages * 4;
-  static constexpr int kNoMore = -1;
+  static constexpr int kNotesAt = kBarriersAt + QRing::kBytes + 2 * KvRing::kBytes, kNoteBytes = 32;
+  static constexpr int kBytes = kNotesAt + Tiles::kQStages * kNoteBytes;
+  static_assert(kNotesAt % 16 == 0);
 
   const PersistentParams<T>& p;
   uint32_t start;
@@ -62,7 +62,7 @@ struct PersistentBlock {
   __device__ uint32_t q(QTurn turn) const { return start + turn.stage * Q::kBytes; }
   __device__ uint32_t k(KvTurn turn) const { return start + kKvAt + turn.stage * Kv::kBytes; }
   __device__ uint32_t v(KvTurn turn) const { return k(turn) + Tiles::kStages * Kv::kBytes; }
-  __device__ uint32_t number(QTurn turn) const { return start + kNumbersAt + turn.stage * 4; }
+  __device__ uint32_t note(QTurn turn) const { return start + kNotesAt + turn.stage * kNoteBytes; }
   __device__ QRing q_ring() const { return {start + kBarriersAt}; }
   __device__ KvRing k_ring() const { return {start + kBarriersAt + QRing::kBytes}; }
   __device__ KvRing v_ring() const { return {start + kBarriersAt + QRing::kBytes + KvRing::kBytes}; }
@@ -97,7 +97,7 @@ struct PersistentBlock {
         start_tile_load<Kv>(k(turn), p.k, tile * Tiles::kKeys, from.kv_head, from.batch,
                             k_ring().expect(turn, Kv::kBytes));
         if (tile == work.tiles.last - 1) {
-          const uint32_t full = announce(q_turn, index, Q::kBytes);
+          const uint32_t full = announce(q_turn, work, Q::kBytes);
           start_tile_load<Q>(q(q_turn), p.q, from.q0, from.head, from.batch, full);
         }
         v_ring().wait_until_empty(turn);
@@ -106,21 +106,33 @@ struct PersistentBlock {
       }
       index = p.schedule.answer(asked);
     }
-    announce(q_turn, kNoMore, 0);
+    announce(q_turn, Work{{}, {0, 0}}, 0);
   }
 
-  // The reading warps: wait for the queries of this turn. Returns the number of their tile, or kNoMore.
-  __device__ int wait_for_queries(QTurn turn) const {
+  // The reading warps: wait for the queries of this turn. Their work has no key tiles where there is no more of it.
+  __device__ Work wait_for_work(QTurn turn) const {
     q_ring().wait_until_full(turn);
-    const int index = static_cast<int>(load_shared_word(number(turn)));
-    return __shfl_sync(0xffffffffu, index, 0);  // the compiler then knows that it is the same for the whole warp
+    const uint4 words = load_shared_16_bytes(note(turn));
+    Work work;
+    work.queries.batch = same_for_warp(words.x);
+    work.queries.head = same_for_warp(words.y);
+    work.queries.q0 = same_for_warp(words.z);
+    work.queries.q1 = min(work.queries.q0 + Tiles::kQueries, static_cast<int>(p.shape.q_len));
+    work.tiles = {same_for_warp(words.w), same_for_warp(load_shared_word(note(turn) + 16))};
+    return work;
   }
 
  private:
-  // The barrier's phase ends after this store, and whoever waits for it sees it.
-  __device__ uint32_t announce(QTurn turn, int index, int bytes) const {
+  // Which it is, but the compiler must be told, or it takes every branch on it for one that parts the warp.
+  __device__ static int same_for_warp(uint32_t x) { return __shfl_sync(0xffffffffu, static_cast<int>(x), 0); }
+
+  // The barrier's phase ends after these stores, and whoever waits for it sees them.
+  __device__ uint32_t announce(QTurn turn, const Work& work, int bytes) const {
     q_ring().wait_until_empty(turn);
-    store_shared(number(turn), static_cast<uint32_t>(index));
+    const QueryTile& queries = work.queries;
+    store_shared(note(turn), uint4{static_cast<uint32_t>(queries.batch), static_cast<uint32_t>(queries.head),
+                                   static_cast<uint32_t>(queries.q0), static_cast<uint32_t>(work.tiles.first)});
+    store_shared(note(turn) + 16, static_cast<uint32_t>(work.tiles.last));
     return q_ring().expect(turn, bytes);
   }
 };

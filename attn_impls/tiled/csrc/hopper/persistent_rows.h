@@ -132,11 +132,11 @@ class PersistentRows {
   using Scores = Accumulator<1, Tiles::kKeys / kChunk>;
   using Weights = Held<1, Tiles::kKeys / kPiece>;
 
-  // Begin with the queries of this q_turn. Returns whether there are any.
+  // Begin with the queries of this q_turn. Returns whether there are any, and leaves those before where there are not.
   __device__ __forceinline__ bool next_work() {
-    const int index = block.wait_for_queries(q_turn);
-    if (index == Block::kNoMore) return false;
-    work = Work::of<Tiles>(p, index);
+    const Work next = block.wait_for_work(q_turn);
+    if (next.tiles.last == 0) return false;
+    work = next;
     tile = work.tiles.last - 1;
     const int q0 = work.queries.q0 + number * kWarpgroupRows, q1 = min(q0 + kWarpgroupRows, work.queries.q1);
     plain = plain_key_tiles(p.band, q0, q1, static_cast<int>(p.shape.kv_len), Tiles::kKeys);
