@@ -11,7 +11,7 @@ import torch
 from attn_impls import tiled
 from attn_impls.implementation import Implementation
 from attn_impls.problem import CAUSAL, FULL, Mask, Problem
-from attn_impls.tiled import OVERLAP, WGMMA, WS, build, ops, tiled_overlap, tiled_wgmma, tiled_ws
+from attn_impls.tiled import HOPPER, OVERLAP, WGMMA, WS, build, ops, tiled_hopper, tiled_overlap, tiled_wgmma, tiled_ws
 from tests.tool.test_tiled_tensor_cores import (
     PROBLEMS,
     assert_graph_computes_on_new_inputs,
@@ -31,7 +31,7 @@ LARGER = (
     Problem(70_000, 1, 1, 3, 5, 64, "bf16", CAUSAL),  # past the 65535 blocks of a grid's y and z
     Problem(1, 70_000, 1, 3, 5, 64, "bf16", CAUSAL),
 )
-RUNGS = (tiled_wgmma, tiled_ws, tiled_overlap)
+RUNGS = (tiled_wgmma, tiled_ws, tiled_overlap, tiled_hopper)
 IMPLEMENTATIONS = pytest.mark.parametrize("impl", RUNGS, ids=lambda impl: impl.name)
 
 
@@ -140,7 +140,7 @@ class TestOnHopper:
     def test_graph_on_another_stream_computes_on_new_inputs(self, impl: Implementation) -> None:
         assert_graph_computes_on_new_inputs(impl)
 
-    @pytest.mark.parametrize("family", [WGMMA, WS, OVERLAP], ids=lambda family: family.name)
+    @pytest.mark.parametrize("family", [WGMMA, WS, OVERLAP, HOPPER], ids=lambda family: family.name)
     def test_opcheck(self, family: ops.Family) -> None:
         problem = PROBLEMS[0]
         ops.load(family)

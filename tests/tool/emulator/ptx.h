@@ -19,6 +19,9 @@ inline void store_shared(uint32_t at, uint32_t x) {
 inline uint4 load_shared_16_bytes(uint32_t at) {
   return std::bit_cast<uint4>(*reinterpret_cast<const std::array<char, 16>*>(emulator::at(at, 16)));
 }
+inline uint32_t load_shared_word(uint32_t at) {
+  return std::bit_cast<uint32_t>(*reinterpret_cast<const std::array<char, 4>*>(emulator::at(at, 4)));
+}
 inline float2 load_shared_two_floats(uint32_t at) {
   return std::bit_cast<float2>(*reinterpret_cast<const std::array<char, 8>*>(emulator::at(at, 8)));
 }
