@@ -11,8 +11,8 @@
 
 namespace attn {
 
-// The maps' boxes: Q and dO a tile of queries, K and V all keys of a block, dK and dV the 16 rows of a warp. The rest is
-// as in BackwardParams, `padded` being a multiple of a tile's queries.
+// The maps' boxes: Q and dO a tile of queries, K and V all keys of a block, dK and dV the 16 rows of a warp. The rest
+// is as in BackwardParams, `padded` being a multiple of a tile's queries.
 struct HopperBackwardParams {
   CUtensorMap q, k, v, dout, dk, dv;
   Shape shape;
@@ -63,8 +63,7 @@ struct BackwardBlock {
     k0 = key_tile * Tiles::kKeys;
     k1 = min(k0 + Tiles::kKeys, kv_len);
     tiles = query_tiles(p.band, k0, k1, q_len, Tiles::kQueries);
-    plain = k0 + Tiles::kKeys > kv_len ? TileRange{0, 0}
-                                       : plain_query_tiles(p.band, k0, k1, q_len, Tiles::kQueries);
+    plain = k0 + Tiles::kKeys > kv_len ? TileRange{0, 0} : plain_query_tiles(p.band, k0, k1, q_len, Tiles::kQueries);
     end = tiles.first < tiles.last ? (kv_head + 1) * static_cast<int>(p.shape.group()) : 0;
   }
 

@@ -2,12 +2,12 @@
 //
 // Scores are computed transposed, K Q^T, and so are the gradients of the weights, V dO^T: rows are the warpgroup's own
 // keys. Rounded in place they are the A of dV += P^T dO and dK += dS^T Q. Only dQ = dS K sums over the keys of all
-// warpgroups: dS^T goes to shared memory, of which wgmma takes the transpose, and each warpgroup computes a quarter to a
-// half of dQ, 64 x 64 numbers: 64 queries, or 64 columns.
+// warpgroups: dS^T goes to shared memory, of which wgmma takes the transpose, and each warpgroup computes half of dQ,
+// 64 queries or 64 columns.
 #pragma once
 
 #include "backward_block.h"
-#include "matrix_store.h"
+#include "held_rows.h"
 #include "wgmma.h"
 
 namespace attn {
@@ -23,24 +23,37 @@ class BackwardKeys {
     dk.clear();
     dv.clear();
     wait_for_phase(block.kv_full(), 0);
+    keys = own_rows(block.k());
+    values = own_rows(block.v());
   }
 
-  // The tensor cores work off what a warpgroup starts in turn, 64 queries a step: dP, dV, dK, the scores of the next
-  // step, and dQ after the last step of a tile. Exponentials are taken beside dP.
+  // The tensor cores work off what a warpgroup starts, in turn. Exponentials are taken beside dP, dS is computed beside
+  // dV, and dQ is passed on beside dK and, where the registers suffice, beside the scores of the next tile. Nothing is
+  // under way where a loop turns, because ptxas follows no product around it.
   __device__ __forceinline__ void visit_queries() {
     Visit at = block.first();
-    if (at.head < block.end) {
-      Scores scores;
-      if constexpr (Tiles::kEarlyScores) start_scores<0>(scores);
-      do {
-        block.do_ring().wait_until_full(turn);
-        take_step<0>(scores, at);
-        if constexpr (kSteps > 1) take_step<1>(scores, at);
-      } while (at.head < block.end);
+    Scores scores;
+    Factor rounded;
+    if constexpr (!Tiles::kRegistersToSpare) {
+      for (; at.head < block.end; block.advance(at)) {
+        start_tile(scores);
+        take_tile(scores, rounded, at);
+        finish_tile<false>(scores, rounded, at);
+      }
+    } else if (at.head < block.end) {
+      start_tile(scores);
+      take_tile(scores, rounded, at);
+      while (true) {
+        const Visit before = at;
+        block.advance(at);
+        if (at.head >= block.end) {
+          finish_tile<false>(scores, rounded, before);
+          break;
+        }
+        finish_tile<true>(scores, rounded, before);
+        take_tile(scores, rounded, at);
+      }
     }
-    wait_for_products<0>();
-    pin(dk);
-    pin(dv);
     finish();
   }
 
@@ -55,97 +68,82 @@ class BackwardKeys {
   using Dq = Accumulator<1, kSlabColumns / kChunk>;
   static constexpr int kColumnSlabs = Tiles::kColumns / kSlabColumns;
   static_assert(kSteps * kColumnSlabs == Tiles::kWarpgroups && kSteps <= 2);
+  static_assert(Tiles::kStages == 2, "a dS for each stage, and both in turn");
 
+  __device__ __forceinline__ void start_tile(Scores& scores) {
+    block.q_ring().wait_until_full(turn);
+    begin_products();
+    start_scores<0>(scores);
+  }
+  // From scores under way to dV, and dS in shared memory.
+  __device__ __forceinline__ void take_tile(Scores& scores, Factor& rounded, Visit at) {
+    block.do_ring().wait_until_full(turn);
+    take_step<0>(scores, rounded, at);
+    if constexpr (kSteps > 1) {
+      Factor first = rounded;
+      begin_products();
+      start_dk<0>(first, turn);
+      start_scores<1>(scores);
+      take_step<1>(scores, rounded, at);
+    }
+    wait_for_products<0>();
+    block.do_ring().release(turn);
+    // All of dS is there. A warpgroup that goes on writes the other dS in the next visit; in the one after that it has
+    // passed this barrier again, before which the other warpgroup waited for its products with this dS.
+    named_barrier(1, Tiles::kWarpgroups * kWarpgroup);
+  }
   template <int step>
-  __device__ __forceinline__ void take_step(Scores& scores, Visit& at) {
-    constexpr bool kLast = step + 1 == kSteps;
-    if constexpr (!Tiles::kEarlyScores) start_scores<step>(scores);
+  __device__ __forceinline__ void take_step(Scores& scores, Factor& rounded, Visit at) {
     Scores ds;
     begin_products();
-    start_product<T, kDepth>(ds, AlongRows<Kv>::of(block.v(), number * kWarpgroupRows),
-                             AlongRows<Rows>::of(block.dout(turn.stage), step * kStep), false);
+    start_product<T, kDepth>(ds, values, AlongRows<Rows>::of(block.dout(turn.stage), step * kStep), false);
     commit_products();
     wait_for_products<1>();
     pin(scores);
     weigh(scores, at, step);
-    Factor weights;
-    if constexpr (Tiles::kEarlyDv) {
-      weights = Factor::template rounded<T>(scores);
-      start_dv<step>(weights);
-      wait_for_products<1>();
-      pin(ds);
-      differentiate(ds, scores, step);
-    } else {
-      wait_for_products<0>();
-      pin(ds);
-      differentiate(ds, scores, step);
-      weights = Factor::template rounded<T>(scores);
-      start_dv<step>(weights);
-    }
-    const auto rounded = Factor::template rounded<T>(ds);
-    store_matrices<Ds>(rounded, block.ds(which) + step * Ds::kSlabBytes, number * kWarpgroupRows + warp * kPiece);
-    publish_stores();
-    if constexpr (!kLast) {
-      begin_products();
-      start_dk<step>(rounded);
-      start_next_scores<step + 1>(scores);
-      wait_for_products<Tiles::kEarlyScores ? 1 : 0>();
-    } else {
-      // All of dS is there. A warpgroup that goes on may write the other dS only: this barrier of the visit after it
-      // waits for the products of the visit before.
-      named_barrier(1, Tiles::kWarpgroups * kWarpgroup);
-      Dq dq;
-      begin_products();
-      start_dq(dq);
-      commit_products();
-      start_dk<step>(rounded);
-      const Visit done = at;
-      const Turn done_turn = turn;
-      block.advance(at);
-      turn.advance();
-      which ^= 1;
-      if (Tiles::kEarlyScores) {
-        if (at.head < block.end) start_scores<0>(scores);
-        commit_products();
-      }
-      wait_for_products<Tiles::kEarlyScores ? 2 : 1>();
-      pin(dq);
-      block.do_ring().release(done_turn);
-      pass_on(dq, done);
-      wait_for_products<Tiles::kEarlyScores ? 1 : 0>();
-      block.q_ring().release(done_turn);
-    }
-  }
-  template <int step>
-  __device__ __forceinline__ void start_next_scores(Scores& scores) {
-    if constexpr (Tiles::kEarlyScores) start_scores<step>(scores);
-  }
-
-  template <int step>
-  __device__ __forceinline__ void start_scores(Scores& scores) {
-    if constexpr (step == 0) block.q_ring().wait_until_full(turn);
-    begin_products();
-    start_product<T, kDepth>(scores, AlongRows<Kv>::of(block.k(), number * kWarpgroupRows),
-                             AlongRows<Rows>::of(block.q(turn.stage), step * kStep), false);
-    commit_products();
-  }
-  template <int step>
-  __device__ __forceinline__ void start_dv(const Factor& weights) {
+    const auto weights = Factor::template rounded<T>(scores);
     begin_products();
     start_product<T, kStepDepth>(dv, weights,
                                  AcrossRows<Rows>::of(block.dout(turn.stage) + step * kStep * kSlabRowBytes));
     commit_products();
+    wait_for_products<1>();
+    pin(ds);
+    differentiate(ds, scores, step);
+    rounded = Factor::template rounded<T>(ds);
+    store_matrices<Ds>(rounded, block.ds(turn.stage) + step * Ds::kSlabBytes, number * kWarpgroupRows + warp * kPiece);
+    publish_stores();
   }
+
+  // dQ and the rest of dK, and the scores of the next tile on their way.
+  template <bool more>
+  __device__ __forceinline__ void finish_tile(Scores& scores, const Factor& rounded, Visit at) {
+    const Turn done = turn;
+    turn.advance();
+    if constexpr (more) block.q_ring().wait_until_full(turn);
+    Dq dq;
+    begin_products();
+    start_product<T, Tiles::kKeys / kPiece>(
+        dq, AcrossRows<Ds>::of(block.ds(done.stage) + number / kColumnSlabs * Ds::kSlabBytes),
+        AcrossRows<Kv>::of(block.k() + number % kColumnSlabs * Kv::kSlabBytes), false);
+    commit_products();
+    start_dk<kSteps - 1>(rounded, done);
+    if constexpr (more) start_scores<0>(scores);
+    wait_for_products<more ? 2 : 1>();
+    pin(dq);
+    pass_on(dq, at);
+    wait_for_products<more ? 1 : 0>();
+    block.q_ring().release(done);
+  }
+
   template <int step>
-  __device__ __forceinline__ void start_dk(const Factor& rounded) {
-    start_product<T, kStepDepth>(dk, rounded,
-                                 AcrossRows<Rows>::of(block.q(turn.stage) + step * kStep * kSlabRowBytes));
+  __device__ __forceinline__ void start_scores(Scores& scores) {
+    start_product<T, kDepth>(scores, keys, AlongRows<Rows>::of(block.q(turn.stage), step * kStep), false);
     commit_products();
   }
-  __device__ __forceinline__ void start_dq(Dq& dq) {
-    start_product<T, Tiles::kKeys / kPiece>(
-        dq, AcrossRows<Ds>::of(block.ds(which) + number / kColumnSlabs * Ds::kSlabBytes),
-        AcrossRows<Kv>::of(block.k() + number % kColumnSlabs * Kv::kSlabBytes), false);
+  template <int step>
+  __device__ __forceinline__ void start_dk(const Factor& rounded, Turn of) {
+    start_product<T, kStepDepth>(dk, rounded, AcrossRows<Rows>::of(block.q(of.stage) + step * kStep * kSlabRowBytes));
+    commit_products();
   }
 
   // Columns are queries: a lane's own are the same in all of its rows.
@@ -171,7 +169,8 @@ class BackwardKeys {
   __device__ __forceinline__ void differentiate(Scores& ds, const Scores& weights, int step) const {
 #pragma unroll
     for (int n = 0; n < Scores::kColumnTiles; ++n) {
-      const float2 delta = load_shared_two_floats(own_numbers(block.delta(turn.stage)) + (step * kStep + n * kChunk) * 4);
+      const float2 delta =
+          load_shared_two_floats(own_numbers(block.delta(turn.stage)) + (step * kStep + n * kChunk) * 4);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         float& x = ds.at[0][n][i];
@@ -191,8 +190,8 @@ class BackwardKeys {
 #pragma unroll
     for (int n = 0; n < Dq::kColumnTiles; ++n) {
       const float (&x)[4] = dq.at[0][n];
-      store_shared(place + (n * kWarp + lane) * 16, uint4{__float_as_uint(x[0]), __float_as_uint(x[1]),
-                                                          __float_as_uint(x[2]), __float_as_uint(x[3])});
+      store_shared(place + (n * kWarp + lane) * 16,
+                   uint4{__float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]), __float_as_uint(x[3])});
     }
     publish_stores();
     __syncwarp();
@@ -200,9 +199,10 @@ class BackwardKeys {
     const HopperBackwardParams& p = block.p;
     if (p.added != nullptr) {
       const int q0 = at.tile * Tiles::kQueries, q1 = min(q0 + Tiles::kQueries, static_cast<int>(p.shape.q_len));
-      const int before = block.key_tile - key_tiles(p.band, q0, q1, static_cast<int>(p.shape.kv_len), Tiles::kKeys).first;
-      added = p.added + block.padded_row(at) / Tiles::kQueries;
-      wait_until_told(added, before * Block::kWarps);
+      const int before =
+          block.key_tile - key_tiles(p.band, q0, q1, static_cast<int>(p.shape.kv_len), Tiles::kKeys).first;
+      untold = static_cast<int>(block.padded_row(at) / Tiles::kQueries);
+      wait_until_told(p.added + untold, before * Block::kWarps);
     }
     const int64_t piece = block.padded_row(at) / kPiece + number / kColumnSlabs * (kWarpgroupRows / kPiece) + warp;
     const int64_t fragment = piece * (Tiles::kColumns / kChunk) + number % kColumnSlabs * Dq::kColumnTiles;
@@ -210,10 +210,10 @@ class BackwardKeys {
   }
   // By the lane that starts additions, before the next and after the last.
   __device__ __forceinline__ void finish_addition() {
-    if (added == nullptr) return wait_for_additions_to_read();
+    if (untold < 0) return wait_for_additions_to_read();
     wait_for_additions();
-    tell(added);
-    added = nullptr;
+    tell(block.p.added + untold);
+    untold = -1;
   }
 
   // Write dK and dV by way of the places of K and V.
@@ -240,12 +240,21 @@ class BackwardKeys {
     wait_for_stores_to_read();
   }
 
+  // The warpgroup's K or V as a left factor.
+  __device__ __forceinline__ auto own_rows(uint32_t tile) const {
+    if constexpr (Tiles::kRegistersToSpare)
+      return load_held<Kv, kDepth>(tile, number * kWarpgroupRows + warp * kPiece);
+    else
+      return AlongRows<Kv>::of(tile, number * kWarpgroupRows);
+  }
+  using Own = std::conditional_t<Tiles::kRegistersToSpare, Held<1, kDepth>, AlongRows<Kv>>;
+
   const Block& block;
   const int number, warp;  // of the warpgroup, and of the warp in it
+  Own keys, values;
   Accumulator<1, Tiles::kColumns / kChunk> dk, dv;
   Turn turn;
-  int which = 0;         // of the two dS
-  int* added = nullptr;  // the count that waits to be told of the last addition
+  int untold = -1;  // the number of the count that is to be told of the last addition
 };
 
 }  // namespace attn

@@ -10,18 +10,13 @@
 namespace attn {
 
 // For heads of up to `columns` numbers: warpgroups that compute; queries a tile; tiles of Q, and of dO, in flight or in
-// use.
-template <int columns, int warpgroups, int queries, int stages>
+// use; whether the registers suffice for K and V, which are read from shared memory less often then, and for the next
+// tile's scores beside dQ.
+template <int columns, int warpgroups, int queries, int stages, bool registers_to_spare>
 struct HopperKeyTiles {
   static constexpr int kColumns = columns, kWarpgroups = warpgroups, kKeys = warpgroups * kWarpgroupRows;
   static constexpr int kQueries = queries, kStages = stages;
-#ifndef EARLY_S
-#define EARLY_S 1
-#endif
-#ifndef EARLY_DV
-#define EARLY_DV 1
-#endif
-  static constexpr bool kEarlyScores = EARLY_S, kEarlyDv = EARLY_DV;
+  static constexpr bool kRegistersToSpare = registers_to_spare;
 };
 
 constexpr int kMostHopperBackwardColumns = 128;  // 64 keys of dK and dV, wider, are more than a warpgroup's registers
@@ -29,8 +24,8 @@ constexpr int kMostHopperBackwardColumns = 128;  // 64 keys of dK and dV, wider,
 template <int columns>
 struct WsBackward;
 template <>
-struct WsBackward<64> : HopperKeyTiles<64, 2, 128, 2> {};
+struct WsBackward<64> : HopperKeyTiles<64, 2, 128, 2, true> {};
 template <>
-struct WsBackward<128> : HopperKeyTiles<128, 2, 64, 2> {};
+struct WsBackward<128> : HopperKeyTiles<128, 2, 64, 2, false> {};
 
 }  // namespace attn

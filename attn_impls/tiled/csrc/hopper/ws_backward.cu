@@ -2,24 +2,26 @@
 //
 // What:  three kernels, as in tiled-async: the rows' numbers, the products, the rounding of dQ. In the second a block
 //        holds 128 keys and values in shared memory while one warp asks for tiles of Q and dO, and visits all queries
-//        that see them, of all query heads that read its key head. backward_keys.h says how the five products of a visit
-//        follow one another. P^T and dS^T never leave the registers as factors of dV and dK; for dQ = dS K, dS is the
-//        one thing that passes through shared memory, and the result leaves as 4096-byte additions that the copy engine
-//        sends to the L2 cache while the tensor cores go on.
-// Why:   tiled-async reads each fragment of Q and dO for 16 rows of result, and shared memory holds it back. wgmma reads
+//        that see them, of all query heads that read its key head. backward_keys.h says how the five products of a
+//        visit follow one another. P^T and dS^T never leave the registers as factors of dV and dK; for dQ = dS K, dS is
+//        the one thing that passes through shared memory, and the result leaves as 4096-byte additions that the copy
+//        engine sends to the L2 cache while the tensor cores go on.
+// Why:   tiled-async reads each fragment of Q and dO for 16 rows of result, and shared memory holds it back. wgmma
+// reads
 //        them for 64, and by itself. Ordinary additions to dQ take instructions of the warps that compute.
-// Deterministic: the additions of a tile of queries wait for those of the key tiles before it, counted in global memory.
+// Deterministic: the additions of a tile of queries wait for those of the key tiles before it, counted in global
+// memory.
 //        A block waits for blocks of lower number only, which were started before it. They fall into step once, one
 //        visit after the other, so that it costs little where there are many blocks.
 // Limit: five products read 368 KB of shared memory a visit at head dim 128 and keep the tensor cores waiting for an
 //        eighth of the time. Heads wider than 128 do not fit the registers: tiled-async's backward takes them.
-#include "ws_backward.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include <cmath>
 #include <optional>
 #include <tuple>
+
+#include "ws_backward.h"
 
 namespace attn {
 namespace {
@@ -30,8 +32,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(bool deterministic, const Tensor& do
                                             int64_t low, int64_t high) {
   const Shape shape = check_inputs(q_given, k_given, v_given, scale);
   check_tensor_core_inputs(q_given, k_given);
-  STD_TORCH_CHECK(shape.head_dim <= kMostHopperBackwardColumns, "head_dim must be at most ",
-                  kMostHopperBackwardColumns, ", got ", shape.head_dim);
+  STD_TORCH_CHECK(shape.head_dim <= kMostHopperBackwardColumns, "head_dim must be at most ", kMostHopperBackwardColumns,
+                  ", got ", shape.head_dim);
   check_saved(q_given, dout_given, out_given, lse);
   if (dlse) check_saved(q_given, dout_given, out_given, *dlse);
   check_hopper(q_given);

@@ -1,4 +1,4 @@
-// What a warp holds as an A fragment, to shared memory: stmatrix, the reverse of ldmatrix (fragments.h).
+// A fragments of a warp between registers and shared memory: stmatrix, and ldmatrix, whose reverse it is (fragments.h).
 #pragma once
 
 #include "../cuda/tile_product.h"
@@ -20,6 +20,18 @@ __device__ inline void store_matrices(const Held<1, depth_pieces>& held, uint32_
   for (int k = 0; k < depth_pieces; ++k) {
     store_four_matrices(tile + Layout::offset(row + place.row, 2 * k + place.chunk), held.at[0][k]);
   }
+}
+
+// The reverse.
+template <typename Layout, int depth_pieces>
+__device__ __forceinline__ Held<1, depth_pieces> load_held(uint32_t tile, int row) {
+  const PieceRow place = down_then_right(static_cast<int>(threadIdx.x) % kWarp);
+  Held<1, depth_pieces> held;
+#pragma unroll
+  for (int k = 0; k < depth_pieces; ++k) {
+    load_matrices(tile + Layout::offset(row + place.row, 2 * k + place.chunk), held.at[0][k]);
+  }
+  return held;
 }
 
 }  // namespace attn
