@@ -297,9 +297,9 @@ __global__ void matrices_kernel(uint16_t* dump, uint32_t* read) {
       held.at[0][k][i] = first | (first + 1) << 16;
     }
   }
-  store_matrices<Tile>(held, tile, row);
+  store_rows<Tile>(held, tile, row);
   __syncwarp();
-  const auto again = load_held<Tile, steps>(tile, row);
+  const auto again = load_rows<Tile, steps>(tile, row);
 #pragma unroll
   for (int k = 0; k < steps; ++k) {
 #pragma unroll
@@ -665,7 +665,7 @@ __global__ void __launch_bounds__(128, 1) lower_half_kernel(const bf16* a, const
   }
   publish_stores();
   __syncthreads();
-  const auto held = load_held<A, 4>(at, threadIdx.x / 32 * 16);
+  const auto held = load_rows<A, 4>(at, threadIdx.x / 32 * 16);
   Accumulator<1, n / 8> acc;
   begin_products();
   if constexpr (across) {

@@ -110,7 +110,7 @@ class BackwardKeys {
     pin(ds);
     differentiate(ds, scores, step);
     rounded = Factor::template rounded<T>(ds);
-    store_matrices<Ds>(rounded, block.ds(turn.stage) + step * Ds::kSlabBytes, number * kWarpgroupRows + warp * kPiece);
+    store_rows<Ds>(rounded, block.ds(turn.stage) + step * Ds::kSlabBytes, number * kWarpgroupRows + warp * kPiece);
     publish_stores();
   }
 
@@ -243,7 +243,7 @@ class BackwardKeys {
   // The warpgroup's K or V as a left factor.
   __device__ __forceinline__ auto own_rows(uint32_t tile) const {
     if constexpr (Tiles::kRegistersToSpare)
-      return load_held<Kv, kDepth>(tile, number * kWarpgroupRows + warp * kPiece);
+      return load_rows<Kv, kDepth>(tile, number * kWarpgroupRows + warp * kPiece);
     else
       return AlongRows<Kv>::of(tile, number * kWarpgroupRows);
   }
