@@ -95,6 +95,7 @@ _HOPPER_RUNGS = {
     "wgmma": "Hopper's tensor cores and copy engine: wgmma and TMA, an mbarrier pipeline",
     "ws": "the same, specialised: one warp copies, two or three warpgroups compute and take its registers",
     "overlap": "the same, the softmax of a tile under the matrix product of the tile before",
+    "hopper": "the same in blocks that stay: query tiles without gaps, the longest first, tiles chosen by shape",
 }
 _HOPPER_LADDER = build.Extension(
     "attn_tiled_hopper",
@@ -279,3 +280,4 @@ def _hopper_rung(name: str, *, backward: bool) -> tuple[Family, Implementation]:
 WGMMA, tiled_wgmma = _hopper_rung("wgmma", backward=False)
 WS, tiled_ws = _hopper_rung("ws", backward=True)
 OVERLAP, tiled_overlap = _hopper_rung("overlap", backward=True)
+HOPPER, tiled_hopper = _hopper_rung("hopper", backward=True)

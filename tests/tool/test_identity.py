@@ -91,7 +91,11 @@ FAMILIES = {
 }
 CLAIMS = sorted(FAMILIES)
 # The backward kernels of others that an implementation says it uses: tiled-async's for heads wider than 128.
-BORROWED = {"tiled-ws": "async_backward", "tiled-overlap": "ws_backward|async_backward"}
+BORROWED = {
+    "tiled-ws": "async_backward",
+    "tiled-overlap": "ws_backward|async_backward",
+    "tiled-hopper": "ws_backward|async_backward",
+}
 # What runs beside each of them, and proves nothing.
 BESIDES = (
     "void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<int>, std::array<char*, 1ul> >(int, ...",

@@ -12,7 +12,19 @@ import torch
 from attn_impls import tiled
 from attn_impls.implementation import Implementation
 from attn_impls.problem import CAUSAL, FULL, Mask, Problem
-from attn_impls.tiled import ASYNC, OVERLAP, WGMMA, WS, build, ops, tiled_overlap, tiled_wgmma, tiled_ws
+from attn_impls.tiled import (
+    ASYNC,
+    HOPPER,
+    OVERLAP,
+    WGMMA,
+    WS,
+    build,
+    ops,
+    tiled_hopper,
+    tiled_overlap,
+    tiled_wgmma,
+    tiled_ws,
+)
 from tests.tool.test_tiled_tensor_cores import PROBLEMS, assert_near, assert_right, dtype_of, gradients, inputs
 
 PROBE = Path(__file__).parent / "hopper" / "probe.cu"
@@ -23,7 +35,7 @@ LARGER = (
     Problem(1, 2, 2, 300, 700, 192, "bf16", FULL),
     Problem(1, 2, 2, 2048, 2048, 128, "bf16", CAUSAL),
 )
-RUNGS = (tiled_wgmma, tiled_ws, tiled_overlap)
+RUNGS = (tiled_wgmma, tiled_ws, tiled_overlap, tiled_hopper)
 IMPLEMENTATIONS = pytest.mark.parametrize("impl", RUNGS, ids=lambda impl: impl.name)
 
 
@@ -72,11 +84,16 @@ def test_it_is_built_for_hopper_whatever_else_is(monkeypatch: pytest.MonkeyPatch
 
 
 def test_backward_is_shared_and_wide_heads_go_to_another() -> None:
-    assert OVERLAP.backward_names == WS.backward_names == ("ws_backward", "ws_backward_deterministic")
+    assert (
+        HOPPER.backward_names
+        == OVERLAP.backward_names
+        == WS.backward_names
+        == ("ws_backward", "ws_backward_deterministic")
+    )
     assert WGMMA.backward_names == ()
     assert [WS.differentiates(head_dim) for head_dim in (8, 128, 136, 256)] == [WS, WS, ASYNC, ASYNC]
     assert not tiled_wgmma.capabilities.backward
-    assert tiled_overlap.capabilities.backward
+    assert tiled_hopper.capabilities.backward
 
 
 def test_autograd_calls_the_backward_that_takes_the_head_dim(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +202,7 @@ class TestOnHopper:
         for x, y in zip(got, wanted, strict=True):
             assert_near(x, y)
 
-    @pytest.mark.parametrize("family", [WGMMA, WS, OVERLAP], ids=lambda family: family.name)
+    @pytest.mark.parametrize("family", [WGMMA, WS, OVERLAP, HOPPER], ids=lambda family: family.name)
     def test_opcheck(self, family: ops.Family) -> None:
         problem = PROBLEMS[0]
         ops.load(family)

@@ -39,23 +39,27 @@ PROBLEMS = [
 FAMILIES = pytest.mark.parametrize("name", ["mma", "async"])
 
 
-def emulate(family: Family, folder: Path) -> Family:
-    """Make operators ``attn_tiled::emulated_<name>_*`` on CPU tensors from the CUDA sources of ``family``."""
+def emulated_folder(folder: Path) -> tuple[Path, tuple[str, ...]]:
+    """Copy ``csrc`` to ``folder``, with the emulator's headers; return where, and the flags to compile it."""
     root = folder / "csrc"
     shutil.copytree(build.CSRC, root)
-    for header in EMULATOR.glob("*.h"):
-        shutil.copy(header, root / "cuda")
+    for header in EMULATOR.rglob("*.h"):
+        shutil.copy(header, root / ("hopper" if header.parent.name == "hopper" else "cuda"))
+    return root, ("-std=c++20", "-O1", "-w", "-include", str(root / "cuda" / "emulator.h"))
+
+
+def emulate(family: Family, folder: Path) -> Family:
+    """Make operators ``attn_tiled::emulated_<name>_*`` on CPU tensors from the CUDA sources of ``family``."""
+    root, flags = emulated_folder(folder)
     sources = []
     for original in family.extension.sources:
+        if not original.stem.startswith(f"{family.name}_"):  # a rung that shares the library
+            continue
         text = original.read_text().replace("(attn_tiled, CUDA,", "(attn_tiled, CPU,")
-        sources.append(root / "cuda" / f"emulated_{original.stem}.cpp")
+        sources.append(root / original.parent.name / f"emulated_{original.stem}.cpp")
         sources[-1].write_text(re.sub(rf'"({family.name}_\w+)(?=[("])', r'"emulated_\1', text))
-    include = ("-include", str(root / "cuda" / "emulator.h"))
     extension = build.Extension(
-        f"attn_tiled_emulated_{family.name}",
-        tuple(sources),
-        (root, root / "cuda"),
-        cflags=("-std=c++20", "-O1", "-w", *include),
+        f"attn_tiled_emulated_{family.name}", tuple(sources), (root, root / "cuda", root / "hopper"), cflags=flags
     )
     return Family(f"emulated_{family.name}", extension, family.backward, family.deterministic_backward)
 

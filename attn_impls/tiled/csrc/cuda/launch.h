@@ -13,6 +13,8 @@
 
 namespace attn {
 
+using torch::stable::accelerator::DeviceGuard;
+
 constexpr int64_t kSharedBytesWithoutAsking = 48 * 1024;  // of a block
 
 inline void check_cuda(cudaError_t status, const char* what) {
@@ -33,7 +35,7 @@ void launch(const Tensor& on, int64_t blocks, dim3 threads, int64_t shared_bytes
   if (blocks == 0) return;  // an empty batch; CUDA refuses an empty grid
   STD_TORCH_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "the problem needs ", blocks,
                   " thread blocks, more than a CUDA grid can have");
-  const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());
+  const DeviceGuard guard(on.get_device_index());
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = threads;

@@ -36,6 +36,11 @@ __device__ inline uint4 load_shared_16_bytes(uint32_t at) {
                : "memory");
   return x;
 }
+__device__ inline uint32_t load_shared_word(uint32_t at) {
+  uint32_t x;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(at) : "memory");
+  return x;
+}
 __device__ inline float2 load_shared_two_floats(uint32_t at) {
   float2 x;
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(at) : "memory");

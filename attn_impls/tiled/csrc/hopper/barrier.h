@@ -53,6 +53,10 @@ __device__ inline void wait_for_phase(uint32_t at, uint32_t parity) {
 __device__ inline void named_barrier(int number, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
+// Count among its threads without waiting for them.
+__device__ inline void arrive_at_named_barrier(int number, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
 
 // Ordinary stores to shared memory before this are seen by what reads it past the threads' own path: the copy engine
 // and wgmma. Of every thread that stored, before the barrier that tells the reader.

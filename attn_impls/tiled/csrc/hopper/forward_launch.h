@@ -50,35 +50,46 @@ void with_slab_columns(int64_t head_dim, const Body& body) {
   return body(Constant<256>{});
 }
 
+// Check the inputs, make the outputs, and call body(shape, q, k, v, out, lse) unless there is nothing to compute, with
+// inputs that the copy engine takes. Returns (out, lse).
+template <typename Body>
+std::tuple<Tensor, Tensor> with_hopper_tensors(const Tensor& q, const Tensor& k, const Tensor& v, double scale,
+                                               const Body& body) {
+  const Shape shape = check_inputs(q, k, v, scale);
+  check_tensor_core_inputs(q, k);
+  check_hopper(q);
+  Tensor out = empty_in_order_of(q);
+  Tensor lse = empty_lse(q);
+  // No map is as small as an empty tensor.
+  if (shape.batch != 0) body(shape, with_mappable_rows(q), with_mappable_rows(k), with_mappable_rows(v), out, lse);
+  return {out, lse};
+}
+
 // Run kernel_of(T{}, Tiles<columns>{}), with `more_threads` than those that compute. Returns (out, lse).
 template <template <int> class Tiles, typename Kernels>
 std::tuple<Tensor, Tensor> hopper_forward(const Tensor& q_given, const Tensor& k_given, const Tensor& v_given,
                                           double scale, int64_t low, int64_t high, int more_threads,
                                           const Kernels& kernel_of) {
-  const Shape shape = check_inputs(q_given, k_given, v_given, scale);
-  check_tensor_core_inputs(q_given, k_given);
-  check_hopper(q_given);
-  const Tensor q = with_mappable_rows(q_given), k = with_mappable_rows(k_given), v = with_mappable_rows(v_given);
-  Tensor out = empty_in_order_of(q_given);
-  Tensor lse = empty_lse(q_given);
-  if (shape.batch == 0) return {out, lse};  // no map is as small
-  with_half_type(q, [&](auto element) {
-    with_slab_columns(shape.head_dim, [&](auto columns) {
-      using Sizes = Tiles<decltype(columns)::kValue>;
-      const HopperForwardParams params{map_of(q, Sizes::kQueries),
-                                       map_of(k, Sizes::kKeys),
-                                       map_of(v, Sizes::kKeys),
-                                       map_of(out, kPiece),
-                                       shape,
-                                       static_cast<float*>(lse.data_ptr()),
-                                       static_cast<float>(scale * M_LOG2E),
-                                       TileBand::of(Band::from_diagonals(low, high))};
-      const int64_t tiles = (shape.q_len + Sizes::kQueries - 1) / Sizes::kQueries;
-      launch(q, shape.batch * shape.heads * tiles, dim3(Sizes::kWarpgroups * kWarpgroup + more_threads),
-             ForwardBlock<Sizes>::kBytes, kernel_of(element, Sizes{}), params);
+  const auto run = [&](const Shape& shape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
+                       const Tensor& lse) {
+    with_half_type(q, [&](auto element) {
+      with_slab_columns(shape.head_dim, [&](auto columns) {
+        using Sizes = Tiles<decltype(columns)::kValue>;
+        const HopperForwardParams params{map_of(q, Sizes::kQueries),
+                                         map_of(k, Sizes::kKeys),
+                                         map_of(v, Sizes::kKeys),
+                                         map_of(out, kPiece),
+                                         shape,
+                                         static_cast<float*>(lse.data_ptr()),
+                                         static_cast<float>(scale * M_LOG2E),
+                                         TileBand::of(Band::from_diagonals(low, high))};
+        const int64_t tiles = (shape.q_len + Sizes::kQueries - 1) / Sizes::kQueries;
+        launch(q, shape.batch * shape.heads * tiles, dim3(Sizes::kWarpgroups * kWarpgroup + more_threads),
+               ForwardBlock<Sizes>::kBytes, kernel_of(element, Sizes{}), params);
+      });
     });
-  });
-  return {out, lse};
+  };
+  return with_hopper_tensors(q_given, k_given, v_given, scale, run);
 }
 
 }  // namespace attn

@@ -46,4 +46,35 @@ struct OverlapForward<128> : HopperTiles<128, 2, 128, 2, 1> {};
 template <>
 struct OverlapForward<256> : HopperTiles<256, 2, 80, 2, 1> {};
 
+// For blocks that compute many query tiles: places for queries, 2 where the next are to arrive before the last use of
+// those before; whether warpgroups take turns; and one weight in how many is computed by a polynomial, 0 for none.
+template <int columns, int warpgroups, int keys, int stages, int q_stages, bool turns, int polynomial = 0>
+struct PersistentTiles : HopperTiles<columns, warpgroups, keys, stages, 1> {
+  static constexpr int kQStages = q_stages, kPolynomial = polynomial;
+  static constexpr bool kTurns = turns;
+};
+
+// Of tiled-hopper: where a mask hides something, where none does, and where those tiles would reach far past the end of
+// the queries or keys.
+template <int columns>
+struct HopperForward;
+template <>
+struct HopperForward<64> {
+  using Masked = PersistentTiles<64, 3, 128, 4, 2, false>;
+  using Full = Masked;
+  using Fitting = PersistentTiles<64, 2, 128, 4, 2, true>;
+};
+template <>
+struct HopperForward<128> {
+  using Masked = PersistentTiles<128, 2, 128, 2, 2, true>;
+  using Full = PersistentTiles<128, 2, 160, 2, 2, true>;
+  using Fitting = Masked;
+};
+template <>
+struct HopperForward<256> {
+  using Masked = PersistentTiles<256, 2, 80, 2, 1, false>;
+  using Full = Masked;
+  using Fitting = Masked;
+};
+
 }  // namespace attn

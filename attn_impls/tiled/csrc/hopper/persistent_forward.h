@@ -1,0 +1,102 @@
+// The kernel of tiled-hopper and its launch, for tiles of any size.
+#pragma once
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "forward_launch.h"
+#include "persistent_block.h"
+#include "persistent_rows.h"
+#include "roles.h"
+
+namespace attn {
+namespace {
+
+// As in roles.h, but the thread that copies also computes where query tiles lie, and spills where it has 24 registers.
+template <int warpgroups>
+struct PersistentRegisters : Registers<warpgroups> {};
+template <>
+struct PersistentRegisters<2> {
+  static constexpr int kCopying = 40, kComputing = 232;
+};
+
+template <typename T, typename Tiles>
+__global__ void __launch_bounds__(kSpecialisedThreads<Tiles>, 1)
+    hopper_forward_kernel(const __grid_constant__ PersistentParams<T> p) {
+  using Shares = PersistentRegisters<Tiles::kWarpgroups>;
+  const PersistentBlock<T, Tiles> block(p);
+  block.make_barriers();
+  const int group = warpgroup();
+  if (group == 0) {
+    shrink_registers<Shares::kCopying>();
+    if (threadIdx.x == 0) block.copy();
+  } else {
+    grow_registers<Shares::kComputing>();
+    PersistentRows<T, Tiles>(block, group - 1).attend();
+  }
+}
+
+// How a launch shares out its query tiles; schedule.h says what this means.
+struct Order {
+  int64_t section_bytes;  // of the keys and values of a section
+  bool fetched;           // rather than dealt
+  bool persistent;        // else one block computes one tile, and the hardware shares out the blocks
+};
+
+constexpr int kCounters = 1024;
+__device__ int counters[kCounters];
+
+// A counter that no kernel uses that may run at the same time: launches of one stream run one after the other, and each
+// leaves its counter at 0. Null where that does not hold, as in a graph that is captured here and launched anywhere, or
+// where the counters have been given away.
+int* counter_of(int device, cudaStream_t stream) {
+  if (stream == cudaStreamPerThread) return nullptr;  // a name for many
+  cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+  check_cuda(cudaStreamIsCapturing(stream, &capturing), "asking whether a graph is captured");
+  if (capturing != cudaStreamCaptureStatusNone) return nullptr;
+
+  static std::mutex mutex;
+  static std::map<std::pair<int, cudaStream_t>, int*> given;
+  static std::map<int, int> count;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = given.find({device, stream});
+  if (found != given.end()) return found->second;
+  if (count[device] == kCounters) return nullptr;
+  const DeviceGuard guard(device);
+  void* first = nullptr;
+  check_cuda(cudaGetSymbolAddress(&first, counters), "asking for the counters");
+  return given[{device, stream}] = static_cast<int*>(first) + count[device]++;
+}
+
+template <typename T, typename Tiles>
+void launch_persistent_forward(const Shape& shape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
+                               const Tensor& lse, double scale, const Band& band, const Order& order) {
+  const int device = q.get_device_index();
+  int multiprocessors = 0;
+  check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "asking for the device");
+  const int64_t tiles = (shape.q_len + Tiles::kQueries - 1) / Tiles::kQueries, heads = shape.batch * shape.heads;
+  STD_TORCH_CHECK(tiles * heads < kFarthest, "the problem has ", tiles * heads, " query tiles, too many to count");
+  const int64_t bytes_of_head = std::max<int64_t>(4 * shape.kv_len * shape.head_dim / shape.group(), 1);
+  const int64_t section = std::clamp<int64_t>(order.section_bytes / bytes_of_head, 1, heads);
+  const bool persistent = order.persistent && tiles * heads > multiprocessors;
+  const Schedule schedule{static_cast<int>(tiles), static_cast<int>(heads), static_cast<int>(section),
+                          persistent && order.fetched ? counter_of(device, current_stream(device)) : nullptr};
+  const PersistentParams<T> params{map_of(q, Tiles::kQueries),
+                                   map_of(k, Tiles::kKeys),
+                                   map_of(v, Tiles::kKeys),
+                                   shape,
+                                   view_of<T>(out),
+                                   static_cast<float*>(lse.data_ptr()),
+                                   static_cast<float>(scale * M_LOG2E),
+                                   TileBand::of(band),
+                                   schedule};
+  using Block = PersistentBlock<T, Tiles>;
+  static_assert(Block::kBytes <= 227 * 1024, "more shared memory than a block can have");
+  launch(q, persistent ? multiprocessors : tiles * heads, dim3(kSpecialisedThreads<Tiles>), Block::kBytes,
+         hopper_forward_kernel<T, Tiles>, params);
+}
+
+}  // namespace
+}  // namespace attn

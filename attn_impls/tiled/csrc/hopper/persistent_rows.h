@@ -1,0 +1,179 @@
+// The 64 queries of a warpgroup, query tile after query tile, as one sequence of key tiles that has no gaps.
+//
+// As in attend_overlapped() of forward_rows.h the softmax of a key tile runs beside the product of the weights before
+// with their values. Here this holds across query tiles too: the last product of one runs beside the first softmax of
+// the next, and only then the one's output is written. Nothing waits for a first load, and the tensor cores have work
+// while the output is converted and stored.
+#pragma once
+
+#include "../cuda/fragment_softmax.h"
+#include "persistent_block.h"
+#include "wgmma.h"
+#include "write_rows.h"
+
+namespace attn {
+
+template <typename T, typename Tiles>
+class PersistentRows {
+ public:
+  using Block = PersistentBlock<T, Tiles>;
+
+  __device__ __forceinline__ PersistentRows(const Block& given, int group)
+      : block(given),
+        p(given.p),
+        number(group),
+        row(group * kWarpgroupRows + static_cast<int>(threadIdx.x) % kWarpgroup / kWarp * kPiece) {
+    softmax.clear();
+    out.clear();
+  }
+
+  __device__ __forceinline__ void attend() {
+    pass_turn_on(Tiles::kWarpgroups - 1);  // the first warpgroup begins
+    if (!next_work()) return;
+    Weights weights;
+    {
+      Scores scores;
+      block.k_ring().wait_until_full(turn);
+      start_scores(scores);
+      wait_for_products<0>();
+      pin(scores);
+      release_keys();
+      hide(scores);
+      softmax.follow(scores, out, p.scale_log2);
+      weigh(scores);
+      weights = Weights::template rounded<T>(scores);
+      block.v_ring().wait_until_full(turn);
+    }
+    KvTurn before = turn;
+    turn.advance();
+    for (;;) {
+      const bool ends = tile == work.tiles.first;  // the weights are the last of their queries
+      const QueryTile ended = work.queries;
+      if (!ends) {
+        --tile;
+      } else {
+        q_turn.advance();
+        if (!next_work()) break;
+      }
+      Scores scores;
+      block.k_ring().wait_until_full(turn);
+      wait_for_turn();
+      start_scores(scores);
+      start_output(weights, before);
+      pass_turn_on(number);
+      wait_for_products<1>();
+      pin(scores);
+      release_keys();
+
+      hide(scores);
+      float inverse[1][2];
+      if (ends) end_softmax(inverse, ended);
+      float factor[1][2];
+      const bool outgrown = softmax.follow_apart(scores, factor, p.scale_log2);
+      weigh(scores);
+      pin(scores);
+      // The values of these weights. Waiting for them here is early enough for their product, and a loop, which the
+      // compiler does not move the exponentials across: in one block it puts them off until after the next wait.
+      block.v_ring().wait_until_full(turn);
+      wait_for_products<0>();
+      pin(out);
+      block.v_ring().release(before);
+      if (ends) {
+        write(inverse, ended);
+        out.clear();
+      } else if (outgrown) {
+        softmax.rescale(out, factor);
+      }
+      weights = Weights::template rounded<T>(scores);
+      before = turn;
+      turn.advance();
+    }
+    start_output(weights, before);
+    wait_for_products<0>();
+    pin(out);
+    float inverse[1][2];
+    end_softmax(inverse, work.queries);
+    write(inverse, work.queries);
+    if (number == 0) wait_for_turn();  // what the last warpgroup passed on, so that no barrier is left half full
+  }
+
+ private:
+  using Q = typename Block::Q;
+  using Kv = typename Block::Kv;
+  using QTurn = typename Block::QTurn;
+  using KvTurn = typename Block::KvTurn;
+  using Scores = Accumulator<1, Tiles::kKeys / kChunk>;
+  using Weights = Held<1, Tiles::kKeys / kPiece>;
+
+  // Begin with the queries of this q_turn. Returns whether there are any.
+  __device__ __forceinline__ bool next_work() {
+    const int index = block.wait_for_queries(q_turn);
+    if (index == Block::kNoMore) return false;
+    work = Work::of<Tiles>(p, index);
+    tile = work.tiles.last - 1;
+    const int q0 = work.queries.q0 + number * kWarpgroupRows, q1 = min(q0 + kWarpgroupRows, work.queries.q1);
+    plain = plain_key_tiles(p.band, q0, q1, static_cast<int>(p.shape.kv_len), Tiles::kKeys);
+    return true;
+  }
+  // The scores are there: the keys have been read, and with the last of them the queries.
+  __device__ __forceinline__ void release_keys() const {
+    block.k_ring().release(turn);
+    if (tile == work.tiles.first) block.q_ring().release(q_turn);
+  }
+  __device__ __forceinline__ void start_scores(Scores& scores) const {
+    begin_products();
+    start_product<T, Tiles::kColumns / kPiece>(scores, AlongRows<Q>::of(block.q(q_turn), number * kWarpgroupRows),
+                                               AlongRows<Kv>::of(block.k(turn)), false);
+    commit_products();
+  }
+  __device__ __forceinline__ void start_output(const Weights& weights, KvTurn of) {
+    pin(out);
+    begin_products();
+    start_product<T, Tiles::kKeys / kPiece>(out, weights, AcrossRows<Kv>::of(block.v(of)));
+    commit_products();
+  }
+  __device__ __forceinline__ void hide(Scores& scores) const {
+    if (plain.has(tile)) return;
+    const int kv_len = static_cast<int>(p.shape.kv_len);
+    hide_scores(scores, TileMask::of(p.band, work.queries.q0, tile * Tiles::kKeys, kv_len), row, 0);
+  }
+  __device__ __forceinline__ void weigh(Scores& scores) {
+    softmax.template weigh<0, Scores::kColumnTiles, Tiles::kPolynomial>(scores, p.scale_log2);
+  }
+  __device__ __forceinline__ void end_softmax(float (&inverse)[1][2], const QueryTile& queries) {
+    float log_sum_exp[1][2];
+    softmax.finish(inverse, log_sum_exp, p.scale_log2);
+    softmax.clear();
+    float* const lse = p.lse + (queries.batch * p.shape.heads + queries.head) * p.shape.q_len;
+    store_row_numbers(log_sum_exp, lse, queries.q0 + row, queries.q1);
+  }
+  __device__ __forceinline__ void write(const float (&inverse)[1][2], const QueryTile& queries) const {
+    write_rows(out, inverse, p.out, queries.batch, queries.head, queries.q0 + row, queries.q1,
+               static_cast<int>(p.shape.head_dim));
+  }
+
+  // Taking turns ("ping-pong"): a warpgroup starts its products when the warpgroup before has started its own, so that
+  // they are at different places of the loop and one's exponentials are under the other's products. All warpgroups make
+  // the same number of steps.
+  __device__ __forceinline__ void wait_for_turn() const {
+    if constexpr (Tiles::kTurns) named_barrier(1 + number, 2 * kWarpgroup);
+  }
+  __device__ __forceinline__ void pass_turn_on(int by) const {
+    if constexpr (Tiles::kTurns) {
+      if (number == by) arrive_at_named_barrier(1 + (number + 1) % Tiles::kWarpgroups, 2 * kWarpgroup);
+    }
+  }
+
+  const Block& block;
+  const PersistentParams<T>& p;
+  const int number, row;  // of the warpgroup, and of its warp's first query in the query tile
+  FragmentSoftmax<1> softmax;
+  Accumulator<1, Tiles::kColumns / kChunk> out;
+  Work work;
+  TileRange plain;
+  int tile;
+  KvTurn turn;
+  QTurn q_turn;
+};
+
+}  // namespace attn

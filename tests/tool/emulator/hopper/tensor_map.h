@@ -1,0 +1,64 @@
+// In place of csrc/hopper/tensor_map.h, and of the parts of the CUDA runtime that the Hopper launches ask: a map is
+// what it was made of, and the device is a Hopper of five multiprocessors.
+#pragma once
+
+#include "copy_engine.h"
+
+using cudaStream_t = void*;
+enum cudaError_t { cudaSuccess };
+enum cudaDeviceAttr {
+  cudaDevAttrComputeCapabilityMajor = 9,
+  cudaDevAttrComputeCapabilityMinor = 0,
+  cudaDevAttrMultiProcessorCount = 5
+};
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone };
+inline const cudaStream_t cudaStreamPerThread = reinterpret_cast<cudaStream_t>(2);
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute;
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus*) {
+  return cudaSuccess;
+}
+inline cudaError_t cudaGetSymbolAddress(void** address, int* symbol) {
+  *address = symbol;
+  return cudaSuccess;
+}
+inline int atomicAdd(int* to, int x) {
+  return std::exchange(*to, *to + x);
+}
+
+namespace attn {
+
+struct DeviceGuard {
+  explicit DeviceGuard(int) {}
+};
+
+inline void check_cuda(cudaError_t, const char*) {}
+inline cudaStream_t current_stream(int) {
+  return nullptr;
+}
+
+enum CUtensorMapDataType { CU_TENSOR_MAP_DATA_TYPE_FLOAT16, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 };
+
+struct MappedTensor {
+  const void* data;
+  CUtensorMapDataType type;
+  int64_t batch, heads, rows, head_dim;
+  int64_t batch_stride, head_stride, row_stride;
+};
+inline const char* make_tensor_map(CUtensorMap* map, const MappedTensor& tensor, int box_rows) {
+  const int64_t strides[] = {tensor.batch_stride, tensor.head_stride, tensor.row_stride};
+  const int64_t lengths[] = {tensor.batch, tensor.heads, tensor.rows};
+  for (int i = 0; i < 3; ++i) {
+    if (lengths[i] > 1 && (strides[i] <= 0 || strides[i] % 8 != 0)) return "the map refuses these strides";
+  }
+  if (reinterpret_cast<uintptr_t>(tensor.data) % 16 != 0 || box_rows > 256) return "the map refuses the tensor";
+  *map = {static_cast<const uint16_t*>(tensor.data),
+          {tensor.head_dim, tensor.rows, tensor.heads, tensor.batch},
+          {tensor.row_stride, tensor.head_stride, tensor.batch_stride},
+          box_rows};
+  return nullptr;
+}
+
+}  // namespace attn
