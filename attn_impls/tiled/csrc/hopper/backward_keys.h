@@ -78,13 +78,14 @@ class BackwardKeys {
   // From scores under way to dV, and dS in shared memory.
   __device__ __forceinline__ void take_tile(Scores& scores, Factor& rounded, Visit at) {
     block.do_ring().wait_until_full(turn);
-    take_step<0>(scores, rounded, at);
+    Factor weights;
+    take_step<0>(scores, weights, rounded, at);
     if constexpr (kSteps > 1) {
       Factor first = rounded;
       begin_products();
       start_dk<0>(first, turn);
       start_scores<1>(scores);
-      take_step<1>(scores, rounded, at);
+      take_step<1>(scores, weights, rounded, at);
     }
     wait_for_products<0>();
     block.do_ring().release(turn);
@@ -93,7 +94,7 @@ class BackwardKeys {
     named_barrier(1, Tiles::kWarpgroups * kWarpgroup);
   }
   template <int step>
-  __device__ __forceinline__ void take_step(Scores& scores, Factor& rounded, Visit at) {
+  __device__ __forceinline__ void take_step(Scores& scores, Factor& weights, Factor& rounded, Visit at) {
     Scores ds;
     begin_products();
     start_product<T, kDepth>(ds, values, AlongRows<Rows>::of(block.dout(turn.stage), step * kStep), false);
@@ -101,7 +102,7 @@ class BackwardKeys {
     wait_for_products<1>();
     pin(scores);
     weigh(scores, at, step);
-    const auto weights = Factor::template rounded<T>(scores);
+    weights = Factor::template rounded<T>(scores);
     begin_products();
     start_product<T, kStepDepth>(dv, weights,
                                  AcrossRows<Rows>::of(block.dout(turn.stage) + step * kStep * kSlabRowBytes));
