@@ -33,16 +33,16 @@ class BackwardKeys {
   __device__ __forceinline__ void visit_queries() {
     Visit at = block.first();
     Scores scores;
-    Factor rounded;
+    Factor weights, rounded;
     if constexpr (!Tiles::kRegistersToSpare) {
       for (; at.head < block.end; block.advance(at)) {
         start_tile(scores);
-        take_tile(scores, rounded, at);
+        take_tile(scores, weights, rounded, at);
         finish_tile<false>(scores, rounded, at);
       }
     } else if (at.head < block.end) {
       start_tile(scores);
-      take_tile(scores, rounded, at);
+      take_tile(scores, weights, rounded, at);
       while (true) {
         const Visit before = at;
         block.advance(at);
@@ -51,7 +51,7 @@ class BackwardKeys {
           break;
         }
         finish_tile<true>(scores, rounded, before);
-        take_tile(scores, rounded, at);
+        take_tile(scores, weights, rounded, at);
       }
     }
     finish();
@@ -76,9 +76,8 @@ class BackwardKeys {
     start_scores<0>(scores);
   }
   // From scores under way to dV, and dS in shared memory.
-  __device__ __forceinline__ void take_tile(Scores& scores, Factor& rounded, Visit at) {
+  __device__ __forceinline__ void take_tile(Scores& scores, Factor& weights, Factor& rounded, Visit at) {
     block.do_ring().wait_until_full(turn);
-    Factor weights;
     take_step<0>(scores, weights, rounded, at);
     if constexpr (kSteps > 1) {
       Factor first = rounded;
@@ -87,8 +86,10 @@ class BackwardKeys {
       start_scores<1>(scores);
       take_step<1>(scores, weights, rounded, at);
     }
-    wait_for_products<0>();
-    block.do_ring().release(turn);
+    if constexpr (Tiles::kRegistersToSpare) {  // otherwise dV may take until dQ is waited for
+      wait_for_products<0>();
+      block.do_ring().release(turn);
+    }
     // All of dS is there. A warpgroup that goes on writes the other dS in the next visit; in the one after that it has
     // passed this barrier again, before which the other warpgroup waited for its products with this dS.
     named_barrier(1, Tiles::kWarpgroups * kWarpgroup);
@@ -131,6 +132,7 @@ class BackwardKeys {
     if constexpr (more) start_scores<0>(scores);
     wait_for_products<more ? 2 : 1>();
     pin(dq);
+    if constexpr (!Tiles::kRegistersToSpare) block.do_ring().release(done);
     pass_on(dq, at);
     wait_for_products<more ? 1 : 0>();
     block.q_ring().release(done);
