@@ -1,14 +1,18 @@
 """A quick look at the backward of the Hopper rungs on the device that it is for, as ``hopper.py`` looks at the forward.
 
-``hopper_backward.sh`` beside this runs it: ``check default`` and ``check deterministic`` (one process each, because a
-kernel that traps takes its context along), ``far``, ``wide``, and ``time RUNG...``.
+``hopper_backward.sh`` beside this runs it: ``build RUNG``, or ``build candidates`` for other choices of tiles;
+``check MODE``, one process for each mode, because a kernel that traps takes its context along: ``default``,
+``deterministic`` or a candidate; ``far``, ``wide``, and ``time NAME...``.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from hopper import CASES, TIMED, TOP_LEFT, tensor
@@ -16,9 +20,10 @@ from hopper import CASES, TIMED, TOP_LEFT, tensor
 from attn_impls import tiled
 from attn_impls.problem import CAUSAL, FULL, Direction, Mask, Problem
 from attn_impls.registry import discover
-from attn_impls.tiled import ops
+from attn_impls.tiled import build, ops
 
 Tensor = torch.Tensor
+Operator = Callable[..., tuple[Tensor, Tensor, Tensor]]
 WIDEST = tiled.WS.widest_backward or 0
 MORE = [
     (Problem(1, 1, 1, 128, 128, 64, "bf16", FULL), "bshd"),
@@ -32,6 +37,62 @@ MORE = [
 ]
 BACKWARD_CASES = [*MORE, *((problem, layout) for problem, layout in CASES if problem.head_dim <= WIDEST)]
 ROUNDS, WARM = 7, 2
+# The arguments of HopperKeyTiles for either width; docs/kernel-notes-backward.md says what each should bring.
+CANDIDATES = {
+    "staggered": ("64, 2, 128, 2, true, true", "128, 2, 64, 2, false, true"),
+    "lean": ("64, 2, 128, 2, false", "128, 2, 64, 2, false"),
+}
+SOURCE = """#include <torch/csrc/stable/library.h>
+
+#include "ws_backward.h"
+
+namespace attn {{
+template <int columns>
+struct Tiles_{name};
+template <>
+struct Tiles_{name}<64> : HopperKeyTiles<{narrow}> {{}};
+template <>
+struct Tiles_{name}<128> : HopperKeyTiles<{wide}> {{}};
+
+static std::tuple<Tensor, Tensor, Tensor> {name}(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
+                                                 const Tensor& out, const Tensor& lse, std::optional<Tensor> dlse,
+                                                 double scale, int64_t low, int64_t high) {{
+  return hopper_backward<Tiles_{name}>(false, dout, q, k, v, out, lse, dlse, scale, low, high);
+}}
+}}  // namespace attn
+STABLE_TORCH_LIBRARY_FRAGMENT(attn_tuning, library) {{
+  library.def("{name}(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? dlse, float scale, "
+              "int low, int high) -> (Tensor dq, Tensor dk, Tensor dv)");
+}}
+STABLE_TORCH_LIBRARY_IMPL(attn_tuning, CUDA, library) {{
+  library.impl("{name}", TORCH_BOX(&attn::{name}));
+}}
+"""
+
+
+def candidates() -> build.Extension:
+    """Return the library of the candidates, whose sources it writes beside where libraries are built."""
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR", tempfile.gettempdir())) / "backward_candidates"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (narrow, wide) in CANDIDATES.items():
+        (folder / f"{name}.cu").write_text(SOURCE.format(name=name, narrow=narrow, wide=wide))
+    ladder = tiled.WS.extension
+    return build.Extension(
+        "attn_tuning_hopper_backward",
+        sources=tuple(folder / f"{name}.cu" for name in CANDIDATES),
+        folders=ladder.folders,
+        cuda_cflags=(*ladder.cuda_cflags, f"-I{build.CSRC / 'hopper'}"),
+        architecture=ladder.architecture,
+    )
+
+
+def operator_of(mode: str) -> Operator:
+    """Return the backward operator of ``default``, ``deterministic`` or a candidate."""
+    ops.load(tiled.WS)
+    if mode in CANDIDATES:
+        build.load(candidates())
+        return getattr(torch.ops.attn_tuning, mode)
+    return getattr(torch.ops.attn_tiled, tiled.WS.backward_names[mode == "deterministic"])
 
 
 def truth(
@@ -92,7 +153,7 @@ def judged(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> tuple[bool, str
     return right, ", ".join(said)
 
 
-def check(operator: Callable[..., tuple[Tensor, Tensor, Tensor]], mode: str) -> int:
+def check(operator: Operator, mode: str) -> int:
     """Print one line a case; what a kernel leaves unwritten shows as NaN, which deterministic mode fills in."""
     wrong = 0
     for number, (problem, layout) in enumerate(BACKWARD_CASES):
@@ -121,7 +182,7 @@ def check(operator: Callable[..., tuple[Tensor, Tensor, Tensor]], mode: str) -> 
     return wrong
 
 
-def check_under_load(operator: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> int:
+def check_under_load(operator: Operator) -> int:
     """Compare the bits of 100 launches that fill the device, in deterministic mode."""
     wrong = 0
     for width, mask in ((64, CAUSAL), (128, FULL), (128, CAUSAL)):
@@ -169,7 +230,7 @@ def check_wide() -> int:
 def measure(names: list[str]) -> int:
     """Print a table of medians of the backward alone: all take turns, each call with a cold L2 cache.
 
-    ``tiled-ws!`` is ``tiled-ws`` in deterministic mode.
+    ``tiled-ws!`` is ``tiled-ws`` in deterministic mode. Candidates are called past autograd.
     """
     registry = discover()
     flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
@@ -180,7 +241,10 @@ def measure(names: list[str]) -> int:
         dout = tensor(problem.batch, problem.heads, problem.q_len, problem, "bshd")
         for x in qkv:
             x.requires_grad_()
-        outs = {name: registry[name.removesuffix("!")](*qkv, problem) for name in names}
+        outs = {name: registry[name.removesuffix("!")](*qkv, problem) for name in names if name not in CANDIDATES}
+        with torch.no_grad():
+            saved = tiled.tiled_ws(*qkv, problem, return_lse=True)
+        rest = (None, problem.softmax_scale, *ops.diagonals(problem.mask, problem.q_len, problem.kv_len))
         times: dict[str, list[float]] = {name: [] for name in names}
         for turn in range(WARM + ROUNDS):
             for name in names:
@@ -188,7 +252,10 @@ def measure(names: list[str]) -> int:
                 flush.zero_()
                 begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 begin.record()
-                torch.autograd.grad(outs[name], qkv, dout, retain_graph=True)
+                if name in CANDIDATES:
+                    operator_of(name)(dout, *(x.detach() for x in qkv), *saved, *rest)
+                else:
+                    torch.autograd.grad(outs[name], qkv, dout, retain_graph=True)
                 end.record()
                 end.synchronize()
                 if turn >= WARM:
@@ -205,7 +272,10 @@ def measure(names: list[str]) -> int:
 def main(arguments: list[str]) -> int:
     what, *names = arguments
     if what == "build":
-        ops.load(tiled.ASYNC if names == ["tiled-async"] else tiled.WS)
+        if names == ["candidates"]:
+            build.load(candidates())
+        else:
+            ops.load(tiled.ASYNC if names == ["tiled-async"] else tiled.WS)
         return 0
     if what == "time":
         return measure(names)
@@ -213,13 +283,11 @@ def main(arguments: list[str]) -> int:
     torch.backends.cuda.matmul.allow_tf32 = False
     if what != "check":
         return check_far() if what == "far" else check_wide()
-    ops.load(tiled.WS)
-    deterministic = names == ["deterministic"]
-    operator = getattr(torch.ops.attn_tiled, tiled.WS.backward_names[deterministic])
+    operator = operator_of(names[0])
     torch.use_deterministic_algorithms(True)
     wrong = check(operator, names[0])
     torch.use_deterministic_algorithms(False)
-    return min(wrong + (check_under_load(operator) if deterministic and not wrong else 0), 99)
+    return min(wrong + (check_under_load(operator) if names == ["deterministic"] and not wrong else 0), 99)
 
 
 if __name__ == "__main__":

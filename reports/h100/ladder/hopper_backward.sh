@@ -15,6 +15,8 @@ timeout 90 nvcc -std=c++20 -O2 -gencode arch=compute_90a,code=sm_90a -Iattn_impl
 probe=$!
 timeout 120 python3 "$look" build tiled-ws > "$folder/build.log" 2>&1 &
 hopper=$!
+timeout 120 nice python3 "$look" build candidates > "$folder/candidates.log" 2>&1 &
+candidates=$!
 timeout 140 nice python3 "$look" build tiled-async > "$folder/async.log" 2>&1 &
 async=$!
 
@@ -31,8 +33,23 @@ for mode in default deterministic; do
 done
 timeout -k 2 25 python3 "$look" far 2>&1 | tail -n 3
 seconds "far checked"
+wait "$candidates" || tail -n 20 "$folder/candidates.log"
+declare -A checks
+for mode in staggered lean; do
+  timeout -k 2 40 python3 "$look" check "$mode" > "$folder/$mode.log" 2>&1 &
+  checks[$mode]=$!
+done
+right=()
+for mode in "${!checks[@]}"; do
+  if wait "${checks[$mode]}"; then
+    right+=("$mode")
+  else
+    grep -v '^ok' "$folder/$mode.log" | cut -c1-330 | tail -n 8
+  fi
+done
+seconds "candidates checked, right: ${right[*]}"
 # The times of what is there already, and of tiled-async once it is built.
-timeout -k 2 45 python3 "$look" time tiled-ws 'tiled-ws!' sdpa-cudnn sdpa-flash 2>&1 | tail -n 20
+timeout -k 2 45 python3 "$look" time tiled-ws 'tiled-ws!' "${right[@]}" sdpa-cudnn sdpa-flash 2>&1 | tail -n 20
 seconds "timed"
 wait "$async" || tail -n 20 "$folder/async.log"
 seconds "tiled-async built"

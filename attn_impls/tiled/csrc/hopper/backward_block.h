@@ -50,6 +50,7 @@ struct BackwardBlock {
   uint32_t start;
   int batch, kv_head, key_tile, k0, k1;
   TileRange tiles, plain;  // of queries that see some key of the block, and all of them
+  int start_tile;          // the first that is visited of each head, and after the last the first
   int end;                 // the first head that is not visited
 
   // The first tile of a head comes first: under a causal mask most queries see it. It is also the first to add to dQ.
@@ -64,13 +65,18 @@ struct BackwardBlock {
     k1 = min(k0 + Tiles::kKeys, kv_len);
     tiles = query_tiles(p.band, k0, k1, q_len, Tiles::kQueries);
     plain = k0 + Tiles::kKeys > kv_len ? TileRange{0, 0} : plain_query_tiles(p.band, k0, k1, q_len, Tiles::kQueries);
+    start_tile = tiles.first;
+    if (Tiles::kStaggered && p.added == nullptr && tiles.first < tiles.last) {
+      start_tile += key_tile % (tiles.last - tiles.first);
+    }
     end = tiles.first < tiles.last ? (kv_head + 1) * static_cast<int>(p.shape.group()) : 0;
   }
 
   // for (Visit at = first(); at.head < end; advance(at))
-  __device__ Visit first() const { return {kv_head * static_cast<int>(p.shape.group()), tiles.first}; }
+  __device__ Visit first() const { return {kv_head * static_cast<int>(p.shape.group()), start_tile}; }
   __device__ void advance(Visit& at) const {
-    if (++at.tile == tiles.last) at.tile = tiles.first, ++at.head;
+    if (++at.tile == tiles.last) at.tile = tiles.first;
+    if (at.tile == start_tile) ++at.head;
   }
   // Of a visit's first query among the padded rows of all heads.
   __device__ int64_t padded_row(Visit at) const {

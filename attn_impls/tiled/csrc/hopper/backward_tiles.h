@@ -11,12 +11,13 @@ namespace attn {
 
 // For heads of up to `columns` numbers: warpgroups that compute; queries a tile; tiles of Q, and of dO, in flight or in
 // use; whether the registers suffice for K and V, which are read from shared memory less often then, and for the next
-// tile's scores beside dQ.
-template <int columns, int warpgroups, int queries, int stages, bool registers_to_spare>
+// tile's scores beside dQ; whether blocks of a head begin at different tiles, so as not to add to the same dQ at a
+// time.
+template <int columns, int warpgroups, int queries, int stages, bool registers_to_spare, bool staggered = false>
 struct HopperKeyTiles {
   static constexpr int kColumns = columns, kWarpgroups = warpgroups, kKeys = warpgroups * kWarpgroupRows;
   static constexpr int kQueries = queries, kStages = stages;
-  static constexpr bool kRegistersToSpare = registers_to_spare;
+  static constexpr bool kRegistersToSpare = registers_to_spare, kStaggered = staggered;
 };
 
 constexpr int kMostHopperBackwardColumns = 128;  // 64 keys of dK and dV, wider, are more than a warpgroup's registers
