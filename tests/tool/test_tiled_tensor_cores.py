@@ -59,7 +59,7 @@ def emulate(family: Family, folder: Path) -> Family:
         sources.append(root / original.parent.name / f"emulated_{original.stem}.cpp")
         sources[-1].write_text(re.sub(rf'"({family.name}_\w+)(?=[("])', r'"emulated_\1', text))
     extension = build.Extension(
-        f"attn_tiled_emulated_{family.name}", tuple(sources), (root, root / "cuda"), cflags=flags
+        f"attn_tiled_emulated_{family.name}", tuple(sources), (root, root / "cuda", root / "hopper"), cflags=flags
     )
     return Family(f"emulated_{family.name}", extension, family.backward, family.deterministic_backward)
 

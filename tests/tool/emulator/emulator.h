@@ -230,4 +230,5 @@ inline void run_copy(const Copy& copy) {
 #define __shfl_xor_sync(mask, x, step) emulator::from_lane(x, emulator::current % emulator::kLanes ^ (step))
 #define __shfl_sync(mask, x, lane) emulator::from_lane(x, lane)
 #define __any_sync(mask, x) emulator::any_lane(x)
+#define __float_as_uint(x) std::bit_cast<uint32_t>(x)
 #define __int_as_float(bits) std::bit_cast<float>(unsigned(bits))

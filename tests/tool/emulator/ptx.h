@@ -62,6 +62,26 @@ inline void load_matrices_transposed(uint32_t at, uint32_t (&to)[4]) {
   emulate_load_matrices<true>(at, to);
 }
 
+struct MatrixStore {
+  uint32_t at;
+  const uint32_t* from;
+};
+inline void store_matrices(uint32_t at, const uint32_t (&from)[4]) {
+  static const char instruction = 0;
+  MatrixStore store{at, from};
+  emulator::with_warp(&instruction, store, [](MatrixStore** lanes) {
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      unsigned banks = 0;
+      for (int row = 0; row < 8; ++row) {
+        const uint32_t to = lanes[8 * matrix + row]->at;
+        for (int i = 0; i < 4; ++i) std::memcpy(emulator::at(to, 16) + i * 4, lanes[row * 4 + i]->from + matrix, 4);
+        banks |= 1u << to / 16 % 8;
+      }
+      if (banks != 0xff) emulator::fail("a bank conflict in stmatrix");
+    }
+  });
+}
+
 template <typename T>
 float2 unpack(uint32_t word) {
   T low, high;

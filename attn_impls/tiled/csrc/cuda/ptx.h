@@ -61,6 +61,13 @@ __device__ inline void load_matrices_transposed(uint32_t at, uint32_t (&to)[4]) 
                : "memory");
 }
 
+// The reverse of load_matrices; compute capability 9.0.
+__device__ inline void store_matrices(uint32_t at, const uint32_t (&x)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(x[0]), "r"(x[1]),
+               "r"(x[2]), "r"(x[3])
+               : "memory");
+}
+
 // c += a * b on the tensor cores, summed up in fp32.
 template <typename T>
 __device__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);

@@ -169,10 +169,11 @@ __device__ __forceinline__ void start_product(Accumulator<1, column_tiles>& c, A
 }
 // The same with A in registers.
 template <typename T, int steps, int column_tiles, typename B>
-__device__ __forceinline__ void start_product(Accumulator<1, column_tiles>& c, const Held<1, steps>& a, B b) {
+__device__ __forceinline__ void start_product(Accumulator<1, column_tiles>& c, const Held<1, steps>& a, B b,
+                                              bool add = true) {
 #pragma unroll
   for (int i = 0; i < steps; ++i) {
-    Wgmma<T, column_tiles * 8>::template registers<B::kTransposed>(c, a.at[0][i], b.step(i), true);
+    Wgmma<T, column_tiles * 8>::template registers<B::kTransposed>(c, a.at[0][i], b.step(i), add || i > 0);
   }
 }
 

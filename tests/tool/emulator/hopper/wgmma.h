@@ -91,8 +91,8 @@ void start_product(Accumulator<1, column_tiles>& c, A a, B b, bool add) {
 }
 // The same with A in registers: the lanes of a quad hold its rows between them.
 template <typename T, int steps, int column_tiles, typename B>
-void start_product(Accumulator<1, column_tiles>& c, const Held<1, steps>& a, B b) {
-  start_later(c, true, [=, &a] {
+void start_product(Accumulator<1, column_tiles>& c, const Held<1, steps>& a, B b, bool add = true) {
+  start_later(c, add, [=, &a] {
     using Quad = std::array<const Held<1, steps>*, 4>;
     Quad quad;
     for (int t = 0; t < 4; ++t) quad[t] = emulator::from_lane(&a, emulator::current % 32 / 4 * 4 + t);

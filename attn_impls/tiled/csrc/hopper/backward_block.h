@@ -1,0 +1,131 @@
+// A block of the Hopper backward: its keys, the queries that it visits, its shared memory and its copies.
+#pragma once
+
+#include "../cuda/params.h"
+#include "../cuda/tile_mask.h"
+#include "backward_tiles.h"
+#include "bulk_copy.h"
+#include "copy_engine.h"
+#include "pipeline.h"
+#include "slab_tile.h"
+
+namespace attn {
+
+// The maps' boxes: Q and dO a tile of queries, K and V all keys of a block, dK and dV the 16 rows of a warp. The rest
+// is as in BackwardParams, `padded` being a multiple of a tile's queries.
+struct HopperBackwardParams {
+  CUtensorMap q, k, v, dout, dk, dv;
+  Shape shape;
+  const float *lse_log2, *delta;
+  float* dq_sum;
+  int* added;  // [batch, heads, tiles of queries]: the warps that have added to dQ, or null where any order will do
+  int padded;
+  float scale, scale_log2;
+  TileBand band;
+};
+
+// A tile of queries of one of the query heads that read the block's key head.
+struct Visit {
+  int head, tile;
+};
+
+// Shared memory, from a multiple of 1024 bytes on: K, V, a ring of Q tiles, a ring of dO tiles, two dS, the dQ of each
+// warp, the rows' numbers of both rings, barriers. dK and dV take the place of K and V at the end.
+template <typename Tiles>
+struct BackwardBlock {
+  static constexpr int kStages = Tiles::kStages, kWarps = Tiles::kWarpgroups * kWarpgroup / kWarp;
+  using Kv = Slabs<Tiles::kKeys, Tiles::kColumns>;
+  using Rows = Slabs<Tiles::kQueries, Tiles::kColumns>;
+  using Ds = Slabs<Tiles::kKeys, Tiles::kQueries>;
+  using Turn = attn::Turn<kStages>;
+  static constexpr int kRowNumbers = Tiles::kQueries * 4;
+  static constexpr int kWarpDq = Tiles::kQueries * Tiles::kColumns * 4 / kWarps;
+  static constexpr int kQAt = 2 * Kv::kBytes, kDoAt = kQAt + kStages * Rows::kBytes;
+  static constexpr int kDsAt = kDoAt + kStages * Rows::kBytes, kDqAt = kDsAt + 2 * Ds::kBytes;
+  static constexpr int kNumbersAt = kDqAt + kWarps * kWarpDq;
+  static constexpr int kBarriersAt = kNumbersAt + 2 * kStages * kRowNumbers;
+  static constexpr int kBytes = kBarriersAt + 2 * Ring<kStages>::kBytes + kBarrierBytes;
+
+  const HopperBackwardParams& p;
+  uint32_t start;
+  int batch, kv_head, key_tile, k0, k1;
+  TileRange tiles, plain;  // of queries that see some key of the block, and all of them
+  int start_tile;          // the first that is visited of each head, and after the last the first
+  int end;                 // the first head that is not visited
+
+  // The first tile of a head comes first: under a causal mask most queries see it. It is also the first to add to dQ.
+  __device__ explicit BackwardBlock(const HopperBackwardParams& params) : p(params), start(shared_memory_start()) {
+    const int kv_len = static_cast<int>(p.shape.kv_len), q_len = static_cast<int>(p.shape.q_len);
+    const int kv_heads = static_cast<int>(p.shape.kv_heads), index = static_cast<int>(blockIdx.x);
+    const int key_tiles = (kv_len + Tiles::kKeys - 1) / Tiles::kKeys;
+    key_tile = index % key_tiles;
+    kv_head = index / key_tiles % kv_heads;
+    batch = index / key_tiles / kv_heads;
+    k0 = key_tile * Tiles::kKeys;
+    k1 = min(k0 + Tiles::kKeys, kv_len);
+    tiles = query_tiles(p.band, k0, k1, q_len, Tiles::kQueries);
+    plain = k0 + Tiles::kKeys > kv_len ? TileRange{0, 0} : plain_query_tiles(p.band, k0, k1, q_len, Tiles::kQueries);
+    start_tile = tiles.first;
+    if (Tiles::kStaggered && p.added == nullptr && tiles.first < tiles.last) {
+      start_tile += key_tile % (tiles.last - tiles.first);
+    }
+    end = tiles.first < tiles.last ? (kv_head + 1) * static_cast<int>(p.shape.group()) : 0;
+  }
+
+  // for (Visit at = first(); at.head < end; advance(at))
+  __device__ Visit first() const { return {kv_head * static_cast<int>(p.shape.group()), start_tile}; }
+  __device__ void advance(Visit& at) const {
+    if (++at.tile == tiles.last) at.tile = tiles.first;
+    if (at.tile == start_tile) ++at.head;
+  }
+  // Of a visit's first query among the padded rows of all heads.
+  __device__ int64_t padded_row(Visit at) const {
+    return (batch * p.shape.heads + at.head) * p.padded + at.tile * Tiles::kQueries;
+  }
+
+  __device__ uint32_t k() const { return start; }
+  __device__ uint32_t v() const { return start + Kv::kBytes; }
+  __device__ uint32_t q(int stage) const { return start + kQAt + stage * Rows::kBytes; }
+  __device__ uint32_t dout(int stage) const { return start + kDoAt + stage * Rows::kBytes; }
+  __device__ uint32_t ds(int which) const { return start + kDsAt + which * Ds::kBytes; }
+  __device__ uint32_t dq(int warp) const { return start + kDqAt + warp * kWarpDq; }
+  __device__ uint32_t lse(int stage) const { return start + kNumbersAt + stage * kRowNumbers; }
+  __device__ uint32_t delta(int stage) const { return lse(kStages + stage); }
+  __device__ Ring<kStages> q_ring() const { return {start + kBarriersAt}; }
+  __device__ Ring<kStages> do_ring() const { return {start + kBarriersAt + Ring<kStages>::kBytes}; }
+  __device__ uint32_t kv_full() const { return start + kBarriersAt + 2 * Ring<kStages>::kBytes; }
+
+  // All threads; the barriers can be used afterwards.
+  __device__ void make_barriers() const {
+    if (threadIdx.x == 0) {
+      q_ring().make(kWarps);
+      do_ring().make(kWarps);
+      make_barrier(kv_full(), 1);
+      publish_barriers();
+    }
+    __syncthreads();
+  }
+
+  // By one thread, as is the next: everything that the block reads, as far ahead as there is place.
+  __device__ void load() const {
+    arrive_and_expect(kv_full(), 2 * Kv::kBytes);
+    start_tile_load<Kv>(k(), p.k, k0, kv_head, batch, kv_full());
+    start_tile_load<Kv>(v(), p.v, k0, kv_head, batch, kv_full());
+    Turn turn;
+    for (Visit at = first(); at.head < end; advance(at), turn.advance()) {
+      load_rows(q_ring(), turn, at, p.q, q(turn.stage), p.lse_log2, lse(turn.stage));
+      load_rows(do_ring(), turn, at, p.dout, dout(turn.stage), p.delta, delta(turn.stage));
+    }
+  }
+
+ private:
+  __device__ void load_rows(Ring<kStages> ring, Turn turn, Visit at, const CUtensorMap& map, uint32_t to,
+                            const float* numbers, uint32_t numbers_to) const {
+    ring.wait_until_empty(turn);
+    const uint32_t barrier = ring.expect(turn, Rows::kBytes + kRowNumbers);
+    start_tile_load<Rows>(to, map, at.tile * Tiles::kQueries, at.head, batch, barrier);
+    start_run_load(numbers_to, numbers + padded_row(at), kRowNumbers, barrier);
+  }
+};
+
+}  // namespace attn

@@ -1,0 +1,294 @@
+"""A quick look at the backward of the Hopper rungs on the device that it is for, as ``hopper.py`` looks at the forward.
+
+``hopper_backward.sh`` beside this runs it: ``build RUNG``, or ``build candidates`` for other choices of tiles;
+``check MODE``, one process for each mode, because a kernel that traps takes its context along: ``default``,
+``deterministic`` or a candidate; ``far``, ``wide``, and ``time NAME...``.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from hopper import CASES, TIMED, TOP_LEFT, tensor
+
+from attn_impls import tiled
+from attn_impls.problem import CAUSAL, FULL, Direction, Mask, Problem
+from attn_impls.registry import discover
+from attn_impls.tiled import build, ops
+
+Tensor = torch.Tensor
+Operator = Callable[..., tuple[Tensor, Tensor, Tensor]]
+WIDEST = tiled.WS.widest_backward or 0
+MORE = [
+    (Problem(1, 1, 1, 128, 128, 64, "bf16", FULL), "bshd"),
+    (Problem(1, 1, 1, 64, 128, 128, "fp16", FULL), "bshd"),
+    (Problem(1, 1, 1, 192, 128, 128, "bf16", FULL), "bshd"),
+    (Problem(1, 1, 1, 384, 256, 64, "fp16", FULL), "bshd"),
+    (Problem(2, 6, 2, 500, 500, 128, "bf16", CAUSAL), "bshd"),
+    (Problem(1, 2, 1, 130, 700, 64, "bf16", TOP_LEFT), "bshd"),
+    (Problem(1, 2, 1, 700, 130, 128, "bf16", CAUSAL), "bshd"),
+    (Problem(1, 1, 1, 600, 600, 64, "fp16", Mask("window", 0, 0)), "bshd"),
+]
+BACKWARD_CASES = [*MORE, *((problem, layout) for problem, layout in CASES if problem.head_dim <= WIDEST)]
+ROUNDS, WARM = 7, 2
+# The arguments of HopperKeyTiles for either width; docs/kernel-notes-backward.md says what each should bring.
+CANDIDATES = {
+    "staggered": ("64, 2, 128, 2, true, true", "128, 2, 64, 2, false, true"),
+    "lean": ("64, 2, 128, 2, false", "128, 2, 64, 2, false"),
+}
+SOURCE = """#include <torch/csrc/stable/library.h>
+
+#include "ws_backward.h"
+
+namespace attn {{
+template <int columns>
+struct Tiles_{name};
+template <>
+struct Tiles_{name}<64> : HopperKeyTiles<{narrow}> {{}};
+template <>
+struct Tiles_{name}<128> : HopperKeyTiles<{wide}> {{}};
+
+static std::tuple<Tensor, Tensor, Tensor> {name}(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
+                                                 const Tensor& out, const Tensor& lse, std::optional<Tensor> dlse,
+                                                 double scale, int64_t low, int64_t high) {{
+  return hopper_backward<Tiles_{name}>(false, dout, q, k, v, out, lse, dlse, scale, low, high);
+}}
+}}  // namespace attn
+STABLE_TORCH_LIBRARY_FRAGMENT(attn_tuning, library) {{
+  library.def("{name}(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? dlse, float scale, "
+              "int low, int high) -> (Tensor dq, Tensor dk, Tensor dv)");
+}}
+STABLE_TORCH_LIBRARY_IMPL(attn_tuning, CUDA, library) {{
+  library.impl("{name}", TORCH_BOX(&attn::{name}));
+}}
+"""
+
+
+def candidates() -> build.Extension:
+    """Return the library of the candidates, whose sources it writes beside where libraries are built."""
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR", tempfile.gettempdir())) / "backward_candidates"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (narrow, wide) in CANDIDATES.items():
+        (folder / f"{name}.cu").write_text(SOURCE.format(name=name, narrow=narrow, wide=wide))
+    ladder = tiled.WS.extension
+    return build.Extension(
+        "attn_tuning_hopper_backward",
+        sources=tuple(folder / f"{name}.cu" for name in CANDIDATES),
+        folders=ladder.folders,
+        cuda_cflags=(*ladder.cuda_cflags, f"-I{build.CSRC / 'hopper'}"),
+        architecture=ladder.architecture,
+    )
+
+
+def operator_of(mode: str) -> Operator:
+    """Return the backward operator of ``default``, ``deterministic`` or a candidate."""
+    ops.load(tiled.WS)
+    if mode in CANDIDATES:
+        build.load(candidates())
+        return getattr(torch.ops.attn_tuning, mode)
+    return getattr(torch.ops.attn_tiled, tiled.WS.backward_names[mode == "deterministic"])
+
+
+def truth(
+    q: Tensor, k: Tensor, v: Tensor, dout: Tensor, dlse: Tensor, problem: Problem
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Return the output, the log-sum-exp and the gradients in fp32, by the formulas and not by autograd."""
+    group = problem.heads // problem.kv_heads
+    q, dout = q.float(), dout.float()
+    k, v = (x.float().repeat_interleave(group, 1) for x in (k, v))
+    scores = q @ k.mT * problem.softmax_scale
+    low, high = problem.mask.diagonals(problem.q_len, problem.kv_len)
+    diagonal = torch.arange(problem.kv_len, device="cuda") - torch.arange(problem.q_len, device="cuda")[:, None]
+    hidden = torch.zeros_like(diagonal, dtype=torch.bool)
+    if low is not None:
+        hidden |= diagonal < low
+    if high is not None:
+        hidden |= diagonal > high
+    lse = scores.masked_fill(hidden, float("-inf")).logsumexp(-1)
+    weights = (scores - lse.nan_to_num(neginf=0.0)[..., None]).exp().masked_fill(hidden, 0.0)
+    dweights = dout @ v.mT
+    ds = weights * (dweights - ((weights * dweights).sum(-1) - dlse)[..., None]) * problem.softmax_scale
+
+    def of_key_heads(x: Tensor) -> Tensor:
+        return x.unflatten(1, (problem.kv_heads, group)).sum(2)
+
+    grads = (ds @ k, of_key_heads(ds.mT @ q), of_key_heads(weights.mT @ dout))
+    return weights @ v, lse, grads
+
+
+def wrong_where(x: Tensor, y: Tensor, allowed: float) -> str:
+    """Tell which heads, rows and columns are wrong, which is what an error in an index looks like."""
+    wrong = ~((x.float() - y).abs() <= allowed)
+    if not wrong.any():
+        return ""
+    sets = [wrong.any(dim=tuple(d for d in range(4) if d != dim)).nonzero().flatten().tolist() for dim in range(4)]
+    names = ("batch", "head", "row", "column")
+    told = ", ".join(f"{len(found)}/{x.shape[i]} {names[i]}s {found[0]}..{found[-1]}" for i, found in enumerate(sets))
+    at = wrong.nonzero()[0].tolist()
+    pairs = [(round(x[tuple(at)].item(), 4), round(y[tuple(at)].item(), 4))]
+    return f" [{told}; first {at} got, want {pairs}; ratio {(x.float() * y).sum() / (y * y).sum():.3g}]"
+
+
+def judged(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> tuple[bool, str]:
+    """Compare gradients by their relative error as vectors, and each number with the largest."""
+    right, said = True, []
+    for name, x, y in zip(("dq", "dk", "dv"), got, want, strict=True):
+        if not y.numel():
+            said.append(f"{name} empty")
+            continue
+        eps = torch.finfo(x.dtype).eps
+        size = max(y.square().mean().sqrt().item(), 0.01)
+        error = (x.float() - y).square().mean().sqrt().item() / size
+        most = 8 * eps * max(y.abs().max().item(), 0.05)
+        where = wrong_where(x, y, most)
+        fine = error <= 2 * eps and not where
+        right &= fine
+        said.append(f"{name} {error / eps:.2f} eps{where}")
+    return right, ", ".join(said)
+
+
+def check(operator: Operator, mode: str) -> int:
+    """Print one line a case; what a kernel leaves unwritten shows as NaN, which deterministic mode fills in."""
+    wrong = 0
+    for number, (problem, layout) in enumerate(BACKWARD_CASES):
+        torch.manual_seed(number)
+        rows_layout = "bshd" if layout == "expanded" else layout
+        q, dout = (tensor(problem.batch, problem.heads, problem.q_len, problem, rows_layout) for _ in range(2))
+        k, v = (tensor(problem.batch, problem.kv_heads, problem.kv_len, problem, layout) for _ in range(2))
+        dlse = torch.randn(problem.batch, problem.heads, problem.q_len, device="cuda") * (number % 2)
+        out, lse, want = truth(q, k, v, dout, dlse, problem)
+        arguments = (dout, q, k, v, out.to(q.dtype), lse, dlse if number % 2 else None, problem.softmax_scale)
+        diagonals = ops.diagonals(problem.mask, problem.q_len, problem.kv_len)
+        got = operator(*arguments, *diagonals)
+        torch.cuda.synchronize()
+        right, said = judged(got, want)
+        again = [operator(*arguments, *diagonals) for _ in range(3)]
+        names = ("dq", "dk", "dv") if mode == "deterministic" else ("dk", "dv")  # dq is added up in any order
+        differ = {
+            name
+            for some in again
+            for name, x, y in zip(("dq", "dk", "dv"), got, some, strict=True)
+            if name in names and not torch.equal(x.nan_to_num(7.0), y.nan_to_num(7.0))
+        }
+        wrong += not right or bool(differ)
+        more = f"; bits of {sorted(differ)} differ" if differ else ""
+        print(f"{'ok ' if right and not differ else 'BAD'} {mode} {problem.id} {layout}: {said}{more}", flush=True)
+    return wrong
+
+
+def check_under_load(operator: Operator) -> int:
+    """Compare the bits of 100 launches that fill the device, in deterministic mode."""
+    wrong = 0
+    for width, mask in ((64, CAUSAL), (128, FULL), (128, CAUSAL)):
+        problem = Problem(4, 16, 16, 2048, 2048, width, "bf16", mask)
+        q, k, v, dout = (tensor(4, 16, 2048, problem, "bshd") for _ in range(4))
+        out, lse = tiled.tiled_ws(q, k, v, problem, return_lse=True)
+        arguments = (dout, q, k, v, out, lse, None, problem.softmax_scale, *ops.diagonals(mask, 2048, 2048))
+        first = operator(*arguments)
+        differ = sum(
+            not all(torch.equal(x, y) for x, y in zip(first, operator(*arguments), strict=True)) for _ in range(100)
+        )
+        wrong += differ
+        print(f"{'BAD' if differ else 'ok '} {problem.id}: {differ} of 100 launches differ in their bits", flush=True)
+    return wrong
+
+
+def check_far() -> int:
+    """Check the last head of keys, which lies past the first 2^31 numbers."""
+    q = torch.randn(1, 40, 1, 64, device="cuda", dtype=torch.bfloat16) * 6
+    k, v = (torch.randn(1, 40, 1 << 20, 64, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    qkv = tuple(x.requires_grad_() for x in (q, k, v))
+    dout = torch.randn_like(q)
+    got = torch.autograd.grad(tiled.tiled_ws(*qkv, Problem(1, 40, 40, 1, 1 << 20, 64, "bf16", FULL)), qkv, dout)
+    last = [x[:, -1:].detach() for x in (q, k, v)]
+    problem = Problem(1, 1, 1, 1, 1 << 20, 64, "bf16", FULL)
+    want = truth(*last, dout[:, -1:], torch.zeros(1, 1, 1, device="cuda"), problem)[2]
+    errors = [((x[:, -1:].float() - y).abs().max() / y.abs().max()).item() for x, y in zip(got, want, strict=True)]
+    right = max(errors) <= 2e-2
+    print(f"{'ok ' if right else 'BAD'} offsets past 32 bits: dq, dk, dv off by {[f'{x:.2g}' for x in errors]}")
+    return int(not right)
+
+
+def check_wide() -> int:
+    """Check heads that are wider than the backward takes, which go to that of tiled-async, through autograd."""
+    problem = Problem(1, 4, 2, 300, 333, 256, "bf16", CAUSAL)
+    q, dout = (tensor(1, 4, 300, problem, "bshd") for _ in range(2))
+    k, v = (tensor(1, 2, 333, problem, "bshd") for _ in range(2))
+    want = truth(q, k, v, dout, torch.zeros(1, 4, 300, device="cuda"), problem)[2]
+    qkv = tuple(x.requires_grad_() for x in (q, k, v))
+    right, said = judged(torch.autograd.grad(tiled.tiled_overlap(*qkv, problem), qkv, dout), want)
+    print(f"{'ok ' if right else 'BAD'} {problem.id} through autograd: {said}")
+    return int(not right)
+
+
+def measure(names: list[str]) -> int:
+    """Print a table of medians of the backward alone: all take turns, each call with a cold L2 cache.
+
+    ``tiled-ws!`` is ``tiled-ws`` in deterministic mode. Candidates are called past autograd.
+    """
+    registry = discover()
+    flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
+    print(f"{'bf16 backward, TFLOP/s (ms)':42s}" + "".join(f"{name:>18s}" for name in names))
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    for problem in TIMED:
+        qkv = [tensor(problem.batch, problem.heads, problem.q_len, problem, "bshd") for _ in range(3)]
+        dout = tensor(problem.batch, problem.heads, problem.q_len, problem, "bshd")
+        for x in qkv:
+            x.requires_grad_()
+        outs = {name: registry[name.removesuffix("!")](*qkv, problem) for name in names if name not in CANDIDATES}
+        with torch.no_grad():
+            saved = tiled.tiled_ws(*qkv, problem, return_lse=True)
+        rest = (None, problem.softmax_scale, *ops.diagonals(problem.mask, problem.q_len, problem.kv_len))
+        times: dict[str, list[float]] = {name: [] for name in names}
+        for turn in range(WARM + ROUNDS):
+            for name in names:
+                torch.use_deterministic_algorithms(name.endswith("!"))
+                flush.zero_()
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                begin.record()
+                if name in CANDIDATES:
+                    operator_of(name)(dout, *(x.detach() for x in qkv), *saved, *rest)
+                else:
+                    torch.autograd.grad(outs[name], qkv, dout, retain_graph=True)
+                end.record()
+                end.synchronize()
+                if turn >= WARM:
+                    times[name].append(begin.elapsed_time(end))
+        torch.use_deterministic_algorithms(False)
+        cells = ""
+        for name in names:
+            ms = statistics.median(times[name])
+            cells += f"{problem.flops(Direction.BWD) / ms / 1e9:10.0f} ({ms:5.3f})"
+        print(f"{problem.id:42s}{cells}", flush=True)
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    what, *names = arguments
+    if what == "build":
+        if names == ["candidates"]:
+            build.load(candidates())
+        else:
+            ops.load(tiled.ASYNC if names == ["tiled-async"] else tiled.WS)
+        return 0
+    if what == "time":
+        return measure(names)
+    torch.manual_seed(0)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    if what != "check":
+        return check_far() if what == "far" else check_wide()
+    operator = operator_of(names[0])
+    torch.use_deterministic_algorithms(True)
+    wrong = check(operator, names[0])
+    torch.use_deterministic_algorithms(False)
+    return min(wrong + (check_under_load(operator) if names == ["deterministic"] and not wrong else 0), 99)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
