@@ -224,12 +224,14 @@ def milliseconds(calls: dict[str, Callable[[], object]], rounds: int = ROUNDS) -
     """Return the median time of each call on the device: they take turns, each with a cold L2 cache."""
     flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
     times: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
     for turn in range(WARM + rounds):
-        for name, call in calls.items():
+        first = turn % len(names)  # so that none is always the first of a turn, or the last
+        for name in names[first:] + names[:first]:
             flush.zero_()
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
-            call()
+            calls[name]()
             end.record()
             end.synchronize()
             if turn >= WARM:
