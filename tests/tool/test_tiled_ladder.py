@@ -177,9 +177,9 @@ def extension(tmp_path_factory: pytest.TempPathFactory) -> build.Extension:
     (cuda / "element.h").write_text(ELEMENT)
     (cuda / "shared_memory.h").write_text(SHARED_MEMORY)
     for old, new in (("(attn_tiled, CUDA,", "(attn_tiled, CPU,"), ("(#NAME", '("emulated_" #NAME')):
-        header = (cuda / "forward_op.h").read_text()
+        header = (cuda / "register_forward.h").read_text()
         assert old in header
-        (cuda / "forward_op.h").write_text(header.replace(old, new))
+        (cuda / "register_forward.h").write_text(header.replace(old, new))
     for rung in FP32_RUNGS:
         (cuda / f"{rung}_forward.cpp").write_text('#include "launch.h"\n' + (cuda / f"{rung}_forward.cu").read_text())
     sources = tuple(cuda / f"{rung}_forward.cpp" for rung in FP32_RUNGS)
