@@ -46,6 +46,8 @@ CPU = Family(
     backward=True,
 )
 
+_CUDA_FLAGS = ("-std=c++20", "-O3", "-lineinfo", "-DUSE_CUDA", "-Xcompiler", "-fvisibility=hidden")
+
 # Our CUDA kernels in the order of the climb; each adds one idea to the one before.
 _FP32_RUNGS = {
     "global": "tiles read from global memory where they are needed",
@@ -59,10 +61,8 @@ _FP32_LADDER = build.Extension(
     "attn_tiled_ladder",
     sources=tuple(_CUDA_SOURCES / f"{name}_forward.cu" for name in _FP32_RUNGS),
     folders=(build.CSRC, _CUDA_SOURCES),
-    cuda_cflags=("-std=c++20", "-O3", "-lineinfo", "-DUSE_CUDA", "-Xcompiler", "-fvisibility=hidden"),
+    cuda_cflags=_CUDA_FLAGS,
 )
-
-_TENSOR_CORE_FLAGS = ("-std=c++20", "-O3", "-lineinfo", "-DUSE_CUDA", "-Xcompiler", "-fvisibility=hidden")
 
 MMA = Family(
     "mma",
@@ -70,7 +70,7 @@ MMA = Family(
         "attn_tiled_mma",
         sources=(_CUDA_SOURCES / "mma_forward.cu",),
         folders=(build.CSRC, _CUDA_SOURCES),
-        cuda_cflags=_TENSOR_CORE_FLAGS,
+        cuda_cflags=_CUDA_FLAGS,
     ),
     backward=False,
 )
@@ -84,7 +84,7 @@ ASYNC = Family(
             for name in ("async_forward", "async_backward", "async_backward_fp16", "async_backward_bf16")
         ),
         folders=(build.CSRC, _CUDA_SOURCES),
-        cuda_cflags=_TENSOR_CORE_FLAGS,
+        cuda_cflags=_CUDA_FLAGS,
     ),
     backward=True,
     deterministic_backward=True,
@@ -101,7 +101,7 @@ _HOPPER_LADDER = build.Extension(
     "attn_tiled_hopper",
     sources=(*(_HOPPER_SOURCES / f"{name}_forward.cu" for name in _HOPPER_RUNGS), _HOPPER_SOURCES / "ws_backward.cu"),
     folders=(build.CSRC, _CUDA_SOURCES, _HOPPER_SOURCES),
-    cuda_cflags=_TENSOR_CORE_FLAGS,
+    cuda_cflags=_CUDA_FLAGS,
     architecture="9.0a",
 )
 
@@ -146,13 +146,10 @@ def _why_not_on_cuda(family: Family) -> str | None:
     return build.why_not(family.extension) if torch.cuda.is_available() else "needs a CUDA device"
 
 
-def _why_not_on_hopper() -> str | None:
-    if not torch.cuda.is_available():
-        return "needs a CUDA device"
-    have = torch.cuda.get_device_capability()
-    if have != (9, 0):
+def _why_not_on_hopper(family: Family) -> str | None:
+    if torch.cuda.is_available() and (have := torch.cuda.get_device_capability()) != (9, 0):
         return f"needs compute capability 9.0 (Hopper), this device has {have[0]}.{have[1]}"
-    return build.why_not(_HOPPER_LADDER)
+    return _why_not_on_cuda(family)
 
 
 def _fp32_rung(name: str) -> tuple[Family, Implementation]:
@@ -271,7 +268,7 @@ def _hopper_rung(name: str, *, backward: bool) -> tuple[Family, Implementation]:
         ),
         summary=_HOPPER_RUNGS[name],
         kernels=rf"\b{name}_forward_kernel" + (r"|\bws_backward|\basync_backward" if backward else ""),
-        probe=_why_not_on_hopper,
+        probe=lambda: _why_not_on_hopper(family),
         version=lambda: _version(family),
         resources=lambda: _resources(family),
         how_to_get=tiled_smem.how_to_get,

@@ -29,6 +29,11 @@ of float32, is for roundings that all rows share: that of a constant, of equal w
 almost equal terms. In bf16 it is 0.4 %, so that 1 % shows wherever enough rows are averaged. Where ``|g| < 4 scatter``,
 ``g`` is taken as 0: what is below an element's own rounding decides which way it rounds, and such errors do not average
 out.
+
+In fp16 and bf16 ``naive`` rounds its scores too, which ``noise`` leaves out, as no fused kernel does it; and in a small
+problem its error is a matter of luck. So there ``n`` is what gives the largest bound of four ways to write the
+same plain PyTorch: the softmax scale applied to the scores, to ``q`` (as timm's attention does), to ``k`` (as the
+reference of flash-attention's tests may), or its root to both (as PyTorch's math backend does).
 """
 
 from __future__ import annotations
@@ -108,20 +113,20 @@ class _Shared:
 class TensorBudget:
     """What any result of one name may be off by: worked out once, for as many results as are judged."""
 
-    def __init__(self, quantity: str, naive: torch.Tensor, truth: Truth) -> None:
-        """Take what ``naive``, of the shape of ``truth.exact[quantity]`` and of the results' dtype, earns."""
+    def __init__(self, quantity: str, naive: Sequence[torch.Tensor], truth: Truth) -> None:
+        """Take what the results of ``naive``, of the shape of ``truth.exact[quantity]`` and of one dtype, earn."""
         self._exact, noise, scatter = truth.exact[quantity], truth.noise[quantity], truth.scatter[quantity]
         self._rowless = quantity == "lse"  # it has no elements within its row
         if self._exact.numel() == 0:
             return
-        yardstick = self._error(naive.detach().double()).nan_to_num(0.0, 0.0, 0.0)
-        self._bound = NAIVE_FACTOR * yardstick.abs().max() + FLOOR * noise
-        self._rms_budget = NAIVE_FACTOR * _rms(yardstick) + FLOOR * _rms(noise)
-        by_row, scatter_by_row = (self._by_row(tensor).sqrt() for tensor in (yardstick, scatter))
+        errors = torch.stack([self._error(each.detach().double()) for each in naive]).nan_to_num_(0.0, 0.0, 0.0)
+        self._bound = NAIVE_FACTOR * errors.abs().max() + FLOOR * noise
+        self._rms_budget = NAIVE_FACTOR * max(_rms(error) for error in errors) + FLOOR * _rms(noise)
+        by_row, scatter_by_row = (self._by_row(tensor).sqrt() for tensor in (errors, scatter))
         self._row_bound = scatter_by_row * (NAIVE_FACTOR * (by_row / scatter_by_row).max() + FLOOR)
-        shared = (torch.finfo(naive.dtype).eps + FLOOR * math.sqrt(truth.terms) * torch.finfo(torch.float32).eps) / 2
+        shared = (torch.finfo(naive[0].dtype).eps + FLOOR * math.sqrt(truth.terms) * torch.finfo(torch.float32).eps) / 2
         directions = (None if self._rowless else self._exact, truth.by_log_scale.get(quantity))
-        self._gain, self._scale = (_shared_error(yardstick, scatter, each, shared) for each in directions)
+        self._gain, self._scale = (_shared_error(errors, scatter, each, shared) for each in directions)
 
     def judge(self, name: str, got: torch.Tensor) -> TensorVerdict:
         """Compare ``got`` with the truth; ``name`` is for the verdict."""
@@ -190,19 +195,17 @@ def _unravelled(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _shared_error(
-    yardstick: torch.Tensor, scatter: torch.Tensor, direction: torch.Tensor | None, shared: float
+    errors: torch.Tensor, scatter: torch.Tensor, direction: torch.Tensor | None, shared: float
 ) -> _Shared | None:
-    """Return how far an error may go along ``direction``; ``None`` without one."""
+    """Return how far an error may go along ``direction`` by naive's ``errors``; ``None`` without one."""
     if direction is None:
         return None
     direction = direction.masked_fill(direction.abs() < FLOOR * scatter, 0.0)
-    rows, expected = (yardstick * direction).sum(dim=-1), (scatter * direction.abs()).sum(dim=-1)
-    squares = (direction.square().sum(), rows.square().sum() + expected.square().sum(), rows.sum())
-    size, variance, along = torch.stack(squares).tolist()
-    if size == 0:
-        return None
-    bound = NAIVE_FACTOR * abs(along) + FLOOR * math.sqrt(variance)
-    return _Shared(direction, size, bound / size + shared)
+    rows, expected = (errors * direction).sum(dim=-1), (scatter * direction.abs()).sum(dim=-1)
+    rows = rows.reshape(len(errors), -1)
+    along, deviation = rows.sum(dim=1).abs(), (rows.square().sum(dim=1) + expected.square().sum()).sqrt()
+    size, bound = torch.stack([direction.square().sum(), (NAIVE_FACTOR * along + FLOOR * deviation).max()]).tolist()
+    return _Shared(direction, size, bound / size + shared) if size else None
 
 
 def _over(value: float, budget: float) -> float:

@@ -15,7 +15,9 @@ from pytest_attn.correctness.case import Case
 # The seeds choose the storage as well: 0 dense, 1 cut out, 2 wide rows, 3 packed, 4 to 6 mixed.
 _CASES: dict[str, Case] = {
     "the maximum grows in every tile": Case(Problem(1, 1, 1, 33, 3001, 64, "fp16"), "sorted_keys", 0),
+    "the maximum grows in every tile from the last on": Case(Problem(1, 1, 1, 33, 3001, 64, "fp16"), "falling_keys", 0),
     "the last key outweighs all": Case(Problem(1, 1, 1, 1025, 1025, 16, "fp32", CAUSAL), "outlier_key", 3),
+    "the first key outweighs all": Case(Problem(1, 1, 1, 1025, 1025, 16, "fp32", CAUSAL), "early_outlier_key", 3),
     "a ragged tail between NaN": Case(Problem(1, 2, 2, 127, 129, 64, "fp16"), "cancellation", 2),
     "grouped heads, a window, unequal lengths": Case(
         Problem(2, 6, 2, 97, 161, 64, "bf16", Mask("window", 33, 16)), "one_hot", 1

@@ -77,6 +77,17 @@ def _sorted_keys(x: Draws) -> None:
     x.k.copy_(2.0 * x.k.gather(2, order))
 
 
+def _early_outlier_key(x: Draws) -> None:
+    """Blow up the first key: what the last one is to kernels that visit the keys from the last to the first."""
+    x.k[:, :, :1].mul_(16.0)
+
+
+def _falling_keys(x: Draws) -> None:
+    """Sort keys by size, the largest first, for the same kernels."""
+    _sorted_keys(x)
+    x.k.copy_(x.k.flip(2))
+
+
 def _limits(x: Draws) -> None:
     """Make values as large as float32 sums of them allow, in fp16 near its 65504: narrower accumulators overflow.
 
@@ -99,4 +110,6 @@ REGIMES: dict[str, Regime] = {
     "one_hot": _one_hot,
     "sorted_keys": _sorted_keys,
     "limits": _limits,
+    "early_outlier_key": _early_outlier_key,
+    "falling_keys": _falling_keys,
 }

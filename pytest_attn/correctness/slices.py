@@ -7,19 +7,21 @@ done in parts, so that memory stays bounded; only the columns of the judged keys
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 
+from attn_impls.implementation import Implementation
 from attn_impls.naive import naive
 from attn_impls.problem import FULL, Direction, Mask, Problem
 from pytest_attn.correctness.budget import TensorVerdict
 from pytest_attn.correctness.case import Tensors
 from pytest_attn.correctness.oracle import rows_that_see, solve
 from pytest_attn.correctness.running import run
-from pytest_attn.correctness.standard import Standard, standard
+from pytest_attn.correctness.standard import Standard, otherwise, standard
 
 # Queries, and keys, that are judged: two tiles of most kernels. Fewer queries where the keys are very many.
 _JUDGED = 256
@@ -77,7 +79,8 @@ def slice_standard(
         return SliceStandard(rows, by_row, slice(0), None)
     keys = _range(slice(0, problem.kv_len), _JUDGED, pick)
     truth = solve(problem, tensors, gradients=True, keys=keys, most_scores=most_scores)
-    return SliceStandard(rows, by_row, keys, Standard(truth, naive_of_keys(problem, tensors, keys)))
+    earned = functools.partial(naive_of_keys, problem, tensors, keys)
+    return SliceStandard(rows, by_row, keys, Standard(truth, earned(naive), otherwise(problem, earned)))
 
 
 def _most_scores(device: torch.device) -> int:
@@ -122,9 +125,13 @@ def cut_rows(problem: Problem, tensors: Tensors, rows: slice) -> tuple[Problem, 
 
 
 def naive_of_keys(
-    problem: Problem, tensors: Tensors, keys: slice, most_scores: int = _MOST_NAIVE_SCORES
+    problem: Problem,
+    tensors: Tensors,
+    keys: slice,
+    order: Implementation = naive,
+    most_scores: int = _MOST_NAIVE_SCORES,
 ) -> dict[str, torch.Tensor]:
-    """Return ``naive``'s ``dk`` and ``dv`` of the range ``keys``, ``[batch, kv_heads, keys, head_dim]``.
+    """Return ``naive``'s ``dk`` and ``dv`` of the range ``keys``, ``[batch, kv_heads, keys, head_dim]``, in one order.
 
     Its score matrix would be too large, so it runs on parts of the queries, and the parts are added up in float32 and
     rounded once more to the dtype. One rounding of each part is more error than naive has on the whole: at most what
@@ -136,7 +143,7 @@ def naive_of_keys(
     step = max(1, most_scores // (problem.batch * problem.heads * problem.kv_len))
     for start in range(seeing.start, seeing.stop, step):
         part, inputs, kept = cut_rows(problem, tensors, slice(start, min(start + step, seeing.stop)))
-        gradients = run(naive, part, inputs, Direction.BWD)
+        gradients = run(order, part, inputs, Direction.BWD)
         first, end = max(kept.start, keys.start), min(kept.stop, keys.stop)
         for name, total in sums.items():
             total[:, :, first - keys.start : end - keys.start] += gradients[name][

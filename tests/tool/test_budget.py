@@ -12,7 +12,7 @@ import torch
 
 from attn_impls import Capabilities, Implementation, as_implementation
 from attn_impls.naive import naive
-from attn_impls.problem import CAUSAL, FULL, Direction, Problem
+from attn_impls.problem import CAUSAL, FULL, Direction, Mask, Problem
 from pytest_attn.correctness.budget import TensorBudget
 from pytest_attn.correctness.case import Case, make_tensors
 from pytest_attn.correctness.judge import Verdict, judge
@@ -156,7 +156,7 @@ def test_a_small_error_everywhere_fails_by_its_mean() -> None:
     truth = truth_of(torch.zeros(1000), torch.full((1000,), 1e-6))
     yardstick = torch.zeros(1000)
     yardstick[0] = 1.0
-    result = TensorBudget("out", yardstick, truth).judge("out", torch.full((1000,), 1.5))
+    result = TensorBudget("out", [yardstick], truth).judge("out", torch.full((1000,), 1.5))
     assert result.ratio <= 1 < result.rms_ratio
     assert not result.ok
 
@@ -164,7 +164,7 @@ def test_a_small_error_everywhere_fails_by_its_mean() -> None:
 def test_budget_is_twice_naive_plus_four_times_noise() -> None:
     truth = truth_of(torch.zeros(2), torch.tensor([0.5, 0.25]))
     yardstick = torch.tensor([0.0, 3.0])
-    result = TensorBudget("out", yardstick, truth).judge("out", torch.tensor([0.0, 7.0]))
+    result = TensorBudget("out", [yardstick], truth).judge("out", torch.tensor([0.0, 7.0]))
     assert result.budget == 2 * 3.0 + 4 * 0.25
     assert result.ratio == 1.0
     assert result.rms_ratio == pytest.approx((49 / 2) ** 0.5 / (2 * (9 / 2) ** 0.5 + 4 * ((0.25 + 0.0625) / 2) ** 0.5))
@@ -173,7 +173,7 @@ def test_budget_is_twice_naive_plus_four_times_noise() -> None:
 def test_row_budget_follows_the_scatter_of_the_row() -> None:
     truth = truth_of(torch.zeros(2, 4), torch.tensor([[1.0], [0.01]]).expand(2, 4))
     yardstick = torch.tensor([[2.0], [0.03]]).expand(2, 4)  # at worst three times the scatter of its row
-    result = TensorBudget("out", yardstick, truth).judge("out", torch.tensor([[1.0], [0.05]]).expand(2, 4))
+    result = TensorBudget("out", [yardstick], truth).judge("out", torch.tensor([[1.0], [0.05]]).expand(2, 4))
     assert result.row == (1,)
     assert result.row_ratio == pytest.approx(0.05 / (0.01 * (2 * 3 + 4)))
 
@@ -182,7 +182,7 @@ def test_gain_budget_is_naives_gain_its_deviation_and_one_rounding() -> None:
     exact_out = torch.tensor([[1.0, 1.0], [2.0, 0.0]])
     truth = truth_of(exact_out, torch.full((2, 2), 0.01))
     yardstick = exact_out + torch.tensor([[0.1, 0.1], [-0.05, 0.0]])
-    result = TensorBudget("out", yardstick, truth).judge("out", 1.5 * exact_out)
+    result = TensorBudget("out", [yardstick], truth).judge("out", 1.5 * exact_out)
     rows, size = (0.2, -0.1), 6.0
     deviation = math.sqrt(rows[0] ** 2 + rows[1] ** 2 + 0.02**2 + 0.02**2) / size
     assert result.gain == pytest.approx(0.5)
@@ -285,3 +285,33 @@ def test_each_gradient_is_judged(name: str) -> None:
     result = verdict(attention, direction=Direction.BWD)
     assert [tensor.name for tensor in result.tensors if not tensor.ok] == [name]
     assert verdict(attention).ok
+
+
+def eager(by_q: float, by_k: float) -> Implementation:
+    """Plain PyTorch with a part of the scale on q and on k."""
+
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem, **kwargs: Any) -> Any:
+        scale = problem.softmax_scale
+        return naive(scale**by_q * q, scale**by_k * k, v, dataclasses.replace(problem, scale=1.0), **kwargs)
+
+    return Implementation("eager", attention, naive.capabilities)
+
+
+@pytest.mark.parametrize(
+    ("impl", "problem", "regime", "seed"),
+    [
+        (eager(1, 0), Problem(3, 6, 2, 41, 41, 16, "fp16", FULL, softcap=1.0, scale=0.3), "large_logits", 131),
+        (eager(0, 1), Problem(5, 4, 1, 256, 256, 5, "bf16", Mask("window", None, 74)), "early_outlier_key", 305),
+        (eager(0.5, 0.5), Problem(5, 1, 1, 96, 96, 64, "fp16", Mask("window", None, 52)), "outlier_key", 65535),
+    ],
+    ids=["q", "k", "both"],
+)
+def test_plain_pytorch_passes_wherever_it_applies_the_scale(
+    impl: Implementation, problem: Problem, regime: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # By luck alone each is further off than twice naive here.
+    case = Case(problem, regime, seed)
+    result = judge(impl, case, Direction.BWD, CPU)
+    assert result.ok, result.explain()
+    monkeypatch.setattr("pytest_attn.correctness.standard.OTHER_ORDERS", ())
+    assert not judge(impl, case, Direction.BWD, CPU).ok

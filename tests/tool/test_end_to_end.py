@@ -17,15 +17,13 @@ from attn_impls.implementation import Implementation, Unavailable
 from attn_impls.problem import CAUSAL, Direction, Problem
 from attn_impls.registry import discover
 from pytest_attn.correctness.case import Case, make_tensors
-from pytest_attn.perf.contract import contract_for
 from pytest_attn.perf.copies import COPIES, PITCH, Copies, HostInputs, end_to_end
-from pytest_attn.perf.instruments import Instruments
 from pytest_attn.perf.measure import Measured, measure_group
 from tests.tool.nested import ROOT, lay_out, run
+from tests.tool.quick import CPU, instruments
 
 pytest_plugins = ["pytester"]
 
-CPU = torch.device("cpu")
 NAIVE = discover()["naive"]
 PROBLEM = Problem(5, 4, 2, 9, 13, 24, "fp32", CAUSAL)
 
@@ -122,8 +120,7 @@ def test_result_in_another_order_is_put_right(caller: Stream) -> None:
 
 def test_measured_is_a_record_like_others(caller: Stream) -> None:
     wrapped = end_to_end(NAIVE, COPIES["copies-pitched-4stream"], PROBLEM, CPU)
-    instruments = Instruments(CPU, contract_for("wall", "cpu"))
-    (outcome,) = measure_group([wrapped], PROBLEM, Direction.FWD, instruments, HostInputs)
+    (outcome,) = measure_group([wrapped], PROBLEM, Direction.FWD, instruments(), HostInputs)
     assert isinstance(outcome, Measured)
     assert outcome.record.status == "ok", outcome.record.reason
     assert outcome.record.key == ("naive+copies-pitched-4stream", PROBLEM.id, "fwd")
@@ -138,9 +135,8 @@ def test_copy_of_a_stale_result_is_an_error(caller: Stream) -> None:
         kept[:] = kept or [wrapped(q, k, v, problem).clone()]
         return kept[0]
 
-    instruments = Instruments(CPU, contract_for("wall", "cpu"))
     broken: Implementation = dataclasses.replace(wrapped, fn=stale)
-    (outcome,) = measure_group([broken], PROBLEM, Direction.FWD, instruments, HostInputs)
+    (outcome,) = measure_group([broken], PROBLEM, Direction.FWD, instruments(), HostInputs)
     assert isinstance(outcome, Measured)
     assert outcome.record.status == "error"
     assert "after the timing, on other inputs" in str(outcome.record.reason)

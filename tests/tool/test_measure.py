@@ -192,6 +192,14 @@ def test_noisy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "is known to ±75 %" in str(record.reason)
 
 
+def test_noise_hides_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WallSource, "batch", lambda source, size: [1.0, 2.0, 4.0])
+    pretender = Implementation("pretender", right, kernels="flash_attention")
+    record = measure(pretender, SMALL, Direction.FWD, CPU, dataclasses.replace(QUICK, noisy_above=0.74))
+    assert record.status == "error"
+    assert str(record.reason).startswith("ran aten::")
+
+
 def test_unavailable_passes_through() -> None:
     def attention(q: Any, k: Any, v: Any, problem: Problem) -> torch.Tensor:
         raise Unavailable("no compiler")

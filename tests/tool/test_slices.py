@@ -88,7 +88,7 @@ def test_naive_in_parts_errs_hardly_more_than_naive(problem: Problem, most_score
     exact = solve(problem, tensors, gradients=True).exact
     whole = run(naive, problem, tensors, Direction.BWD)
     keys = slice(5, 25)
-    parts = naive_of_keys(problem, tensors, keys, most_scores)
+    parts = naive_of_keys(problem, tensors, keys, most_scores=most_scores)
     for name, got in parts.items():
         want = exact[name][:, :, keys]
         error, naive_error = ((t - want).square().mean().sqrt() for t in (got, whole[name][:, :, keys]))

@@ -280,6 +280,10 @@ def test_regimes_do_what_they_say() -> None:
     assert float(limit_v.abs().max()) > 2.0**107
     sizes = made("sorted_keys")[1].square().sum(-1)
     assert (sizes.diff(dim=-1) >= 0).all()
+    early = made("early_outlier_key")[1]
+    assert torch.equal(early[:, :, 0], 16 * k[:, :, 0])
+    assert torch.equal(early[:, :, 1:], k[:, :, 1:])
+    assert torch.equal(made("falling_keys")[1], made("sorted_keys")[1].flip(2))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from attn_impls.implementation import Implementation
 from attn_impls.problem import CAUSAL, FULL, Mask, Problem
 from attn_impls.tiled import ASYNC, MMA, build, ops, tiled_async, tiled_mma, tiled_torch
 from attn_impls.tiled.ops import Family
+from tests.tool.emulation import register_on_the_cpu
 
 EMULATOR = Path(__file__).parent / "emulator"
 TOP_LEFT = Mask("causal_top_left")
@@ -45,6 +46,7 @@ def emulated_folder(folder: Path) -> tuple[Path, tuple[str, ...]]:
     shutil.copytree(build.CSRC, root)
     for header in EMULATOR.rglob("*.h"):
         shutil.copy(header, root / ("hopper" if header.parent.name == "hopper" else "cuda"))
+    register_on_the_cpu(root / "cuda" / "register_forward.h")
     return root, ("-std=c++20", "-O1", "-w", "-include", str(root / "cuda" / "emulator.h"))
 
 
@@ -61,7 +63,8 @@ def emulate(family: Family, folder: Path) -> Family:
     extension = build.Extension(
         f"attn_tiled_emulated_{family.name}", tuple(sources), (root, root / "cuda", root / "hopper"), cflags=flags
     )
-    return Family(f"emulated_{family.name}", extension, family.backward, family.deterministic_backward)
+    backward = family.backward and family.backward_of in ("", family.name)  # not where another rung's source has it
+    return Family(f"emulated_{family.name}", extension, backward, backward and family.deterministic_backward)
 
 
 @pytest.fixture(scope="module")

@@ -72,6 +72,15 @@ class NoRescale(Kernel):
         return total * factor, acc
 
 
+class NoRescaleFromTheLast(NoRescale):
+    """The accumulator is not rescaled when the maximum grows, in a kernel that visits the keys from the last one on."""
+
+    name = "missing rescale, last tile first"
+
+    def tiles(self, problem: Problem) -> list[slice]:
+        return super().tiles(problem)[::-1]
+
+
 class NoMaximum(Kernel):
     """The maximum is not subtracted, so that large logits overflow."""
 

@@ -1,13 +1,12 @@
-// What the forward operators share on the host: checks, results, parameters, and the operator's registration.
+// What the forward operators of the fp32 rungs share on the host: checks, results, parameters.
 #pragma once
-
-#include <torch/csrc/stable/library.h>
 
 #include <cmath>
 #include <tuple>
 
 #include "launch.h"
 #include "params.h"
+#include "register_forward.h"
 
 namespace attn {
 
@@ -29,12 +28,3 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
 }
 
 }  // namespace attn
-
-// Register the function attn::NAME as the operator attn_tiled::NAME on CUDA.
-#define ATTN_FORWARD_OP(NAME)                                                                                        \
-  STABLE_TORCH_LIBRARY_FRAGMENT(attn_tiled, library) {                                                               \
-    library.def(#NAME "(Tensor q, Tensor k, Tensor v, float scale, int low, int high) -> (Tensor out, Tensor lse)"); \
-  }                                                                                                                  \
-  STABLE_TORCH_LIBRARY_IMPL(attn_tiled, CUDA, library) {                                                             \
-    library.impl(#NAME, TORCH_BOX(&attn::NAME));                                                                     \
-  }

@@ -67,9 +67,9 @@ std::tuple<Tensor, Tensor> with_hopper_tensors(const Tensor& q, const Tensor& k,
 
 // Run kernel_of(T{}, Tiles<columns>{}), with `more_threads` than those that compute. Returns (out, lse).
 template <template <int> class Tiles, typename Kernels>
-std::tuple<Tensor, Tensor> hopper_forward(const Tensor& q_given, const Tensor& k_given, const Tensor& v_given,
-                                          double scale, int64_t low, int64_t high, int more_threads,
-                                          const Kernels& kernel_of) {
+std::tuple<Tensor, Tensor> run_rung_forward(const Tensor& q_given, const Tensor& k_given, const Tensor& v_given,
+                                            double scale, int64_t low, int64_t high, int more_threads,
+                                            const Kernels& kernel_of) {
   const auto run = [&](const Shape& shape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
                        const Tensor& lse) {
     with_half_type(q, [&](auto element) {

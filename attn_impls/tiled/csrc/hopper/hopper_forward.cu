@@ -9,8 +9,7 @@
 //        its first copies, for a first product that nothing runs beside, and for its output. Under a causal mask blocks
 //        differ in length by the number of their tiles, and the last to finish is waited for.
 // Limit: at head dim 64 exponentials, at 128 the power that the chip may draw.
-#include <torch/csrc/stable/library.h>
-
+#include "../cuda/register_forward.h"
 #include "persistent_forward.h"
 
 namespace attn {
@@ -26,8 +25,8 @@ double scores_of_tiles(const Shape& shape) {
   return round_up(shape.q_len, Tiles::kQueries) * round_up(shape.kv_len, Tiles::kKeys);
 }
 
-std::tuple<Tensor, Tensor> run_hopper_forward(const Tensor& q_given, const Tensor& k_given, const Tensor& v_given,
-                                              double scale, int64_t low, int64_t high) {
+std::tuple<Tensor, Tensor> hopper_forward(const Tensor& q_given, const Tensor& k_given, const Tensor& v_given,
+                                          double scale, int64_t low, int64_t high) {
   const Band band = Band::from_diagonals(low, high);
   const auto run = [&](const Shape& shape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
                        const Tensor& lse) {
@@ -61,11 +60,4 @@ std::tuple<Tensor, Tensor> run_hopper_forward(const Tensor& q_given, const Tenso
 }  // namespace
 }  // namespace attn
 
-STABLE_TORCH_LIBRARY_FRAGMENT(attn_tiled, library) {
-  library.def(
-      "hopper_forward(Tensor q, Tensor k, Tensor v, float scale, int low, int high) -> (Tensor out, Tensor lse)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(attn_tiled, CUDA, library) {
-  library.impl("hopper_forward", TORCH_BOX(&attn::run_hopper_forward));
-}
+ATTN_FORWARD_OP(hopper_forward)

@@ -6,8 +6,7 @@
 //        warpgroup's share of the tensor cores idle unless another warpgroup happens to use it.
 // Limit: scores and weights are held at the same time, so that two warpgroups share the registers at head dim 128 where
 //        tiled-ws has three; a tile of keys is read from shared memory for 128 queries.
-#include <torch/csrc/stable/library.h>
-
+#include "../cuda/register_forward.h"
 #include "forward_launch.h"
 #include "forward_rows.h"
 #include "roles.h"
@@ -25,7 +24,7 @@ __global__ void __launch_bounds__(kSpecialisedThreads<Tiles>, 1)
 
 std::tuple<Tensor, Tensor> overlap_forward(const Tensor& q, const Tensor& k, const Tensor& v, double scale, int64_t low,
                                            int64_t high) {
-  return hopper_forward<OverlapForward>(q, k, v, scale, low, high, kWarpgroup, [](auto element, auto tiles) {
+  return run_rung_forward<OverlapForward>(q, k, v, scale, low, high, kWarpgroup, [](auto element, auto tiles) {
     return overlap_forward_kernel<decltype(element), decltype(tiles)>;
   });
 }
@@ -33,11 +32,4 @@ std::tuple<Tensor, Tensor> overlap_forward(const Tensor& q, const Tensor& k, con
 }  // namespace
 }  // namespace attn
 
-STABLE_TORCH_LIBRARY_FRAGMENT(attn_tiled, library) {
-  library.def(
-      "overlap_forward(Tensor q, Tensor k, Tensor v, float scale, int low, int high) -> (Tensor out, Tensor lse)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(attn_tiled, CUDA, library) {
-  library.impl("overlap_forward", TORCH_BOX(&attn::overlap_forward));
-}
+ATTN_FORWARD_OP(overlap_forward)

@@ -9,8 +9,7 @@
 // Limit: within a warpgroup, tensor cores and exponentials take turns, and the thread that asks for copies is one of
 //        those that compute: it waits for the slowest warpgroup before it may refill a place, and its own products wait
 //        for it.
-#include <torch/csrc/stable/library.h>
-
+#include "../cuda/register_forward.h"
 #include "forward_launch.h"
 #include "forward_rows.h"
 
@@ -45,7 +44,7 @@ __global__ void __launch_bounds__(Tiles::kWarpgroups* kWarpgroup, Tiles::kBlocks
 
 std::tuple<Tensor, Tensor> wgmma_forward(const Tensor& q, const Tensor& k, const Tensor& v, double scale, int64_t low,
                                          int64_t high) {
-  return hopper_forward<WgmmaForward>(q, k, v, scale, low, high, 0, [](auto element, auto tiles) {
+  return run_rung_forward<WgmmaForward>(q, k, v, scale, low, high, 0, [](auto element, auto tiles) {
     return wgmma_forward_kernel<decltype(element), decltype(tiles)>;
   });
 }
@@ -53,11 +52,4 @@ std::tuple<Tensor, Tensor> wgmma_forward(const Tensor& q, const Tensor& k, const
 }  // namespace
 }  // namespace attn
 
-STABLE_TORCH_LIBRARY_FRAGMENT(attn_tiled, library) {
-  library.def(
-      "wgmma_forward(Tensor q, Tensor k, Tensor v, float scale, int low, int high) -> (Tensor out, Tensor lse)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(attn_tiled, CUDA, library) {
-  library.impl("wgmma_forward", TORCH_BOX(&attn::wgmma_forward));
-}
+ATTN_FORWARD_OP(wgmma_forward)

@@ -6,8 +6,7 @@
 //        another keeps the tensor cores busy.
 // Limit: that they drift is left to chance, and what a warpgroup waits for itself, its softmax between two products,
 //        stays in the open.
-#include <torch/csrc/stable/library.h>
-
+#include "../cuda/register_forward.h"
 #include "forward_launch.h"
 #include "forward_rows.h"
 #include "roles.h"
@@ -25,7 +24,7 @@ __global__ void __launch_bounds__(kSpecialisedThreads<Tiles>, 1)
 
 std::tuple<Tensor, Tensor> ws_forward(const Tensor& q, const Tensor& k, const Tensor& v, double scale, int64_t low,
                                       int64_t high) {
-  return hopper_forward<WsForward>(q, k, v, scale, low, high, kWarpgroup, [](auto element, auto tiles) {
+  return run_rung_forward<WsForward>(q, k, v, scale, low, high, kWarpgroup, [](auto element, auto tiles) {
     return ws_forward_kernel<decltype(element), decltype(tiles)>;
   });
 }
@@ -33,10 +32,4 @@ std::tuple<Tensor, Tensor> ws_forward(const Tensor& q, const Tensor& k, const Te
 }  // namespace
 }  // namespace attn
 
-STABLE_TORCH_LIBRARY_FRAGMENT(attn_tiled, library) {
-  library.def("ws_forward(Tensor q, Tensor k, Tensor v, float scale, int low, int high) -> (Tensor out, Tensor lse)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(attn_tiled, CUDA, library) {
-  library.impl("ws_forward", TORCH_BOX(&attn::ws_forward));
-}
+ATTN_FORWARD_OP(ws_forward)
