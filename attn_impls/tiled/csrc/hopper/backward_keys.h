@@ -92,7 +92,7 @@ class BackwardKeys {
     }
     // All of dS is there. A warpgroup that goes on writes the other dS in the next visit; in the one after that it has
     // passed this barrier again, before which the other warpgroup waited for its products with this dS.
-    named_barrier(1, Tiles::kWarpgroups * kWarpgroup);
+    named_barrier<1>(Tiles::kWarpgroups * kWarpgroup);
   }
   template <int step>
   __device__ __forceinline__ void take_step(Scores& scores, Factor& weights, Factor& rounded, Visit at) {
@@ -225,7 +225,7 @@ class BackwardKeys {
     const int row = number * kWarpgroupRows + warp * kPiece;
     const bool starts = threadIdx.x % kWarp == 0;
     if (starts) finish_addition();
-    named_barrier(1, Tiles::kWarpgroups * kWarpgroup);  // all are done with K
+    named_barrier<1>(Tiles::kWarpgroups * kWarpgroup);  // all are done with K
     const float one[1][2] = {{1.0f, 1.0f}}, scale[1][2] = {{p.scale, p.scale}};
     store_rounded<T, Kv>(dv, one, block.v(), row);
     store_rounded<T, Kv>(dk, scale, block.k(), row);

@@ -50,13 +50,16 @@ __device__ inline void wait_for_phase(uint32_t at, uint32_t parity) {
   }
 }
 
-// A barrier of the hardware's for `threads` threads, all of which wait; 0 is that of __syncthreads().
-__device__ inline void named_barrier(int number, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+// A barrier of the hardware's for `threads` threads, all of which wait; 0 is that of __syncthreads(). Its number stands
+// in the instruction: for one in a register ptxas reserves all 16.
+template <int number>
+__device__ inline void named_barrier(int threads) {
+  asm volatile("bar.sync %0, %1;" ::"n"(number), "r"(threads) : "memory");
 }
 // Count among its threads without waiting for them.
-__device__ inline void arrive_at_named_barrier(int number, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
+template <int number>
+__device__ inline void arrive_at_named_barrier(int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"n"(number), "r"(threads) : "memory");
 }
 
 // Ordinary stores to shared memory before this are seen by what reads it past the threads' own path: the copy engine

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "../cuda/fragment_softmax.h"
+#include "choice.h"
 #include "persistent_block.h"
 #include "wgmma.h"
 #include "write_rows.h"
@@ -183,11 +184,16 @@ class PersistentRows {
   // they are at different places of the loop and one's exponentials are under the other's products. All warpgroups make
   // the same number of steps.
   __device__ __forceinline__ void wait_for_turn() const {
-    if constexpr (Tiles::kTurns) named_barrier(1 + number, 2 * kWarpgroup);
+    if constexpr (Tiles::kTurns) {
+      with_one_of<Tiles::kWarpgroups>(number, [](auto i) { named_barrier<1 + i>(2 * kWarpgroup); });
+    }
   }
   __device__ __forceinline__ void pass_turn_on(int by) const {
     if constexpr (Tiles::kTurns) {
-      if (number == by) arrive_at_named_barrier(1 + (number + 1) % Tiles::kWarpgroups, 2 * kWarpgroup);
+      if (number != by) return;
+      with_one_of<Tiles::kWarpgroups>(number, [](auto i) {
+        arrive_at_named_barrier<1 + (i + 1) % Tiles::kWarpgroups>(2 * kWarpgroup);
+      });
     }
   }
 

@@ -56,16 +56,18 @@ inline void wait_for_phase(uint32_t at, uint32_t parity) {
   while (mbarrier(at).phase % 2 == parity || !emulator::failure.empty()) emulator::poll();
 }
 
-inline void arrive_at_named_barrier(int number, int threads) {
+template <int number>
+void arrive_at_named_barrier(int threads) {
   NamedBarrier& barrier = named_barriers[number];
   if (++barrier.arrived < threads) return;
   barrier.arrived = 0;
   ++barrier.generation;
   ++emulator::progress;
 }
-inline void named_barrier(int number, int threads) {
+template <int number>
+void named_barrier(int threads) {
   const long generation = named_barriers[number].generation;
-  arrive_at_named_barrier(number, threads);
+  arrive_at_named_barrier<number>(threads);
   while (named_barriers[number].generation == generation || !emulator::failure.empty()) emulator::poll();
 }
 
