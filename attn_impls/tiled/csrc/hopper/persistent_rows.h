@@ -163,7 +163,11 @@ class PersistentRows {
   __device__ __forceinline__ void hide(Scores& scores) const {
     if (plain.has(tile)) return;
     const int kv_len = static_cast<int>(p.shape.kv_len);
-    hide_scores(scores, TileMask::of(p.band, work.queries.q0, tile * Tiles::kKeys, kv_len), row, 0);
+    const TileMask mask = TileMask::of(p.band, work.queries.q0, tile * Tiles::kKeys, kv_len);
+    if (p.band.low > -kFarthest)
+      hide_ends<true>(scores, mask, row);
+    else
+      hide_ends<false>(scores, mask, row);
   }
   __device__ __forceinline__ void weigh(Scores& scores) {
     softmax.template weigh<0, Scores::kColumnTiles, Tiles::kPolynomial>(scores, p.scale_log2);
