@@ -28,6 +28,8 @@ PROBLEMS = [
     Problem(2, 3, 1, 230, 270, 64, "bf16", CAUSAL),
     Problem(1, 3, 3, 580, 130, 40, "fp16", CAUSAL),
     Problem(1, 2, 2, 140, 310, 128, "bf16", FULL),
+    Problem(1, 5, 5, 300, 300, 128, "bf16", CAUSAL),
+    Problem(1, 3, 3, 250, 390, 64, "fp16", Mask("window", 70, 40)),
     Problem(1, 8, 2, 150, 20, 128, "fp16", FULL),
     Problem(1, 2, 2, 400, 200, 128, "bf16", Mask("window", 20, 10)),
     Problem(1, 3, 1, 200, 120, 256, "bf16", CAUSAL),
@@ -58,7 +60,7 @@ def test_rung_before_runs_right_on_an_emulated_block(emulated: dict[str, Family]
     assert_right(out, lse, qkv, problem, backward=False)
 
 
-@pytest.mark.parametrize("name", ["d64_2x128_turns_poly4", "d128_3x128_apart"])
+@pytest.mark.parametrize("name", ["d64_2x128_turns_poly4", "d64_3x128_halves", "d128_3x128_apart"])
 def test_candidates_run_right_in_every_order(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = ROOT / "reports" / "h100" / "ladder" / "tuning" / "hopper_forward.py"
     spec = importlib.util.spec_from_file_location("tuning_hopper_forward", path)

@@ -83,36 +83,14 @@ class PersistentRows {
         q_turn.advance();
         if (!next_work()) break;
       }
-      Scores scores;
-      block.k_ring().wait_until_full(turn);
-      wait_for_turn();
-      start_scores(scores);
-      start_output(weights, before);
-      pass_turn_on(number);
-      wait_for_products<1>();
-      pin(scores);
-      release_keys();
-
-      hide(scores);
-      float inverse[1][2];
-      if (ends) end_softmax(inverse, ended);
-      float factor[1][2];
-      const bool outgrown = softmax.follow_apart(scores, factor, p.scale_log2);
-      weigh(scores);
-      pin(scores);
-      // The values of these weights. Waiting for them here is early enough for their product, and a loop, which the
-      // compiler does not move the exponentials across: in one block it puts them off until after the next wait.
-      block.v_ring().wait_until_full(turn);
-      wait_for_products<0>();
-      pin(out);
-      block.v_ring().release(before);
+      float inverse[1][2], factor[1][2];
+      const bool outgrown = step_of_what_is_seen(weights, before, ends, ended, inverse, factor);
       if (ends) {
         write(inverse, ended);
         out.clear();
       } else if (outgrown) {
         softmax.rescale(out, factor);
       }
-      weights = Weights::template rounded<T>(scores);
       before = turn;
       turn.advance();
     }
@@ -133,6 +111,54 @@ class PersistentRows {
   using Scores = Accumulator<1, Tiles::kKeys / kChunk>;
   using Weights = Held<1, Tiles::kKeys / kPiece>;
 
+  // The next scores and their softmax beside the product of `weights` with the values of `before`; afterwards weights
+  // are those of the scores. Returns whether the output is to be multiplied by `factor`. Of this tile the first `keys`
+  // keys take part, of the one before the first `keys_before`.
+  template <int keys, int keys_before>
+  __device__ __forceinline__ bool step(Weights& weights, KvTurn before, bool ends, const QueryTile& ended,
+                                       float (&inverse)[1][2], float (&factor)[1][2]) {
+    Accumulator<1, keys / kChunk> scores;
+    block.k_ring().wait_until_full(turn);
+    wait_for_turn();
+    start_scores(scores);
+    start_output<keys_before>(weights, before);
+    pass_turn_on(number);
+    wait_for_products<1>();
+    pin(scores);
+    release_keys();
+
+    hide(scores);
+    if (ends) end_softmax(inverse, ended);
+    const bool outgrown = softmax.follow_apart(scores, factor, p.scale_log2);
+    weigh(scores);
+    pin(scores);
+    // The values of these weights. Waiting for them here is early enough for their product, and a loop, which the
+    // compiler does not move the exponentials across: in one block it puts them off until after the next wait.
+    block.v_ring().wait_until_full(turn);
+    wait_for_products<0>();
+    pin(out);
+    block.v_ring().release(before);
+    weights = Weights::template rounded<T>(scores);
+    return outgrown;
+  }
+  // The same, of half a tile where the keys of the other half are hidden from all rows or past the end: on a diagonal,
+  // from the upper warpgroup. The choice is between whole steps, which leave no product under way: products that a
+  // branch chooses within one, ptxas makes wait for each other.
+  __device__ __forceinline__ bool step_of_what_is_seen(Weights& weights, KvTurn before, bool ends,
+                                                       const QueryTile& ended, float (&inverse)[1][2],
+                                                       float (&factor)[1][2]) {
+    constexpr int kKeys = Tiles::kKeys;
+    if constexpr (Tiles::kHalves) {
+      constexpr int kHalf = kKeys / 2;
+      const bool half_before = half;
+      half = seen_end <= tile * kKeys + kHalf;
+      // After a half another is rare, and the weights that it lacks are zeros.
+      if (half) return step<kHalf, kKeys>(weights, before, ends, ended, inverse, factor);
+      if (half_before) return step<kKeys, kHalf>(weights, before, ends, ended, inverse, factor);
+    }
+    return step<kKeys, kKeys>(weights, before, ends, ended, inverse, factor);
+  }
+
   // Begin with the queries of this q_turn. Returns whether there are any, and leaves those before where there are not.
   __device__ __forceinline__ bool next_work() {
     const Work next = block.wait_for_work(q_turn);
@@ -141,6 +167,7 @@ class PersistentRows {
     tile = work.tiles.last - 1;
     const int q0 = work.queries.q0 + number * kWarpgroupRows, q1 = min(q0 + kWarpgroupRows, work.queries.q1);
     plain = plain_key_tiles(p.band, q0, q1, static_cast<int>(p.shape.kv_len), Tiles::kKeys);
+    seen_end = min(q1 + p.band.high, static_cast<int>(p.shape.kv_len));
     return true;
   }
   // The scores are there: the keys have been read, and with the last of them the queries.
@@ -148,18 +175,21 @@ class PersistentRows {
     block.k_ring().release(turn);
     if (tile == work.tiles.first) block.q_ring().release(q_turn);
   }
+  template <typename Scores>
   __device__ __forceinline__ void start_scores(Scores& scores) const {
     begin_products();
     start_product<T, Tiles::kColumns / kPiece>(scores, AlongRows<Q>::of(block.q(q_turn), number * kWarpgroupRows),
                                                AlongRows<Kv>::of(block.k(turn)), false);
     commit_products();
   }
+  template <int keys = Tiles::kKeys>
   __device__ __forceinline__ void start_output(const Weights& weights, KvTurn of) {
     pin(out);
     begin_products();
-    start_product<T, Tiles::kKeys / kPiece>(out, weights, AcrossRows<Kv>::of(block.v(of)));
+    start_product<T, keys / kPiece>(out, weights, AcrossRows<Kv>::of(block.v(of)));
     commit_products();
   }
+  template <typename Scores>
   __device__ __forceinline__ void hide(Scores& scores) const {
     if (plain.has(tile)) return;
     const int kv_len = static_cast<int>(p.shape.kv_len);
@@ -169,6 +199,7 @@ class PersistentRows {
     else
       hide_ends<false>(scores, mask, row);
   }
+  template <typename Scores>
   __device__ __forceinline__ void weigh(Scores& scores) {
     softmax.template weigh<0, Scores::kColumnTiles, Tiles::kPolynomial>(scores, p.scale_log2);
   }
@@ -208,7 +239,8 @@ class PersistentRows {
   Accumulator<1, Tiles::kColumns / kChunk> out;
   Work work;
   TileRange plain;
-  int tile;
+  int tile, seen_end;  // behind the last key that a row of the warpgroup sees
+  bool half = false;   // whether the last step was of half a tile
   KvTurn turn;
   QTurn q_turn;
 };

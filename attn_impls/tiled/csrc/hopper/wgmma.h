@@ -167,10 +167,11 @@ __device__ __forceinline__ void start_product(Accumulator<1, column_tiles>& c, A
     Wgmma<T, column_tiles * 8>::template shared<A::kTransposed, B::kTransposed>(c, a.step(i), b.step(i), add || i > 0);
   }
 }
-// The same with A in registers.
-template <typename T, int steps, int column_tiles, typename B>
-__device__ __forceinline__ void start_product(Accumulator<1, column_tiles>& c, const Held<1, steps>& a, B b,
+// The same with A in registers, which may hold more of the depth.
+template <typename T, int steps, int column_tiles, int held, typename B>
+__device__ __forceinline__ void start_product(Accumulator<1, column_tiles>& c, const Held<1, held>& a, B b,
                                               bool add = true) {
+  static_assert(steps <= held);
 #pragma unroll
   for (int i = 0; i < steps; ++i) {
     Wgmma<T, column_tiles * 8>::template registers<B::kTransposed>(c, a.at[0][i], b.step(i), add || i > 0);

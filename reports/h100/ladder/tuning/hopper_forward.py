@@ -48,18 +48,21 @@ class Variant:
         return int(self.tiles.split(",")[0])
 
 
-# columns, warpgroups, keys a tile, places for keys, places for queries, turns; one weight in n by polynomial; overlaps
+# columns, warpgroups, keys a tile, places for keys, places for queries, turns; one weight in n by polynomial; overlaps;
+# halves
 VARIANTS = (
-    Variant("d64_3x128", "64, 3, 128, 4, 2, false", schedules=True),
-    Variant("d64_3x128_turns", "64, 3, 128, 4, 2, true"),
+    Variant("d64_3x128", "64, 3, 128, 4, 2, false"),
+    Variant("d64_3x128_halves", "64, 3, 128, 4, 2, false, 0, true, true"),
     Variant("d64_3x128_poly4", "64, 3, 128, 4, 2, false, 4"),
     Variant("d64_2x128", "64, 2, 128, 4, 2, false"),
-    Variant("d64_2x128_turns", "64, 2, 128, 4, 2, true", schedules=True),
+    Variant("d64_2x128_turns", "64, 2, 128, 4, 2, true"),
+    Variant("d64_2x128_turns_halves", "64, 2, 128, 4, 2, true, 0, true, true", schedules=True),
+    Variant("d64_2x128_halves", "64, 2, 128, 4, 2, false, 0, true, true"),
     Variant("d64_2x128_turns_poly4", "64, 2, 128, 4, 2, true, 4"),
     Variant("d64_2x192_turns", "64, 2, 192, 3, 2, true"),
     Variant("d128_2x128", "128, 2, 128, 2, 2, false"),
-    Variant("d128_2x128_turns", "128, 2, 128, 2, 2, true", schedules=True),
-    Variant("d128_2x160", "128, 2, 160, 2, 2, false"),
+    Variant("d128_2x128_turns", "128, 2, 128, 2, 2, true"),
+    Variant("d128_2x128_turns_halves", "128, 2, 128, 2, 2, true, 0, true, true", schedules=True),
     Variant("d128_2x160_turns", "128, 2, 160, 2, 2, true"),
     Variant("d128_2x176_turns", "128, 2, 176, 2, 1, true"),
     Variant("d128_3x128_apart", "128, 3, 128, 2, 2, false, 0, false"),

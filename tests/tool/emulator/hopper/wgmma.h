@@ -90,18 +90,18 @@ void start_product(Accumulator<1, column_tiles>& c, A a, B b, bool add) {
   });
 }
 // The same with A in registers: the lanes of a quad hold its rows between them.
-template <typename T, int steps, int column_tiles, typename B>
-void start_product(Accumulator<1, column_tiles>& c, const Held<1, steps>& a, B b, bool add = true) {
+template <typename T, int steps, int column_tiles, int held, typename B>
+void start_product(Accumulator<1, column_tiles>& c, const Held<1, held>& a, B b, bool add = true) {
   start_later(c, add, [=, &a] {
-    using Quad = std::array<const Held<1, steps>*, 4>;
+    using Quad = std::array<const Held<1, held>*, 4>;
     Quad quad;
     for (int t = 0; t < 4; ++t) quad[t] = emulator::from_lane(&a, emulator::current % 32 / 4 * 4 + t);
     // Row half `r` of columns 2t, 2t + 1 is in register r of a step, of the columns 8 further in register r + 2.
-    const auto held = [&](int row, int k) {
+    const auto left = [&](int row, int k) {
       const float2 two = unpack<T>(quad[k % 8 / 2]->at[0][k / 16][row / 8 % 2 + k % 16 / 8 * 2]);
       return k % 2 ? two.y : two.x;
     };
-    std::vector<float> sums = numbers<T, steps, column_tiles>(held, b);
+    std::vector<float> sums = numbers<T, steps, column_tiles>(left, b);
     emulator::meet_warp();  // nobody goes on, and changes what it holds, before all have read it
     return sums;
   });
