@@ -92,7 +92,7 @@ ASYNC = Family(
 
 # Hopper's own instructions, which no other architecture has.
 _HOPPER_RUNGS = {
-    "wgmma": "Hopper's tensor cores and copy engine: wgmma and TMA, an mbarrier pipeline",
+    "wgmma": "Hopper's tensor cores by wgmma, tiles copied by TMA, an mbarrier pipeline",
     "ws": "the same, specialised: one warp copies, two or three warpgroups compute and take its registers",
     "overlap": "the same, the softmax of a tile under the matrix product of the tile before",
     "hopper": "the same in blocks that stay: query tiles without gaps, the longest first, tiles chosen by shape",
@@ -103,6 +103,7 @@ _HOPPER_LADDER = build.Extension(
     folders=(build.CSRC, _CUDA_SOURCES, _HOPPER_SOURCES),
     cuda_cflags=_CUDA_FLAGS,
     architecture="9.0a",
+    forbidden=build.SERIALISED,
 )
 
 _EVERYTHING = Capabilities(
