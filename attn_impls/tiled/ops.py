@@ -60,7 +60,7 @@ class Family:
         return self if self.wider is None or not too_wide else self.wider
 
 
-_registered: set[str] = set()
+_forwards: dict[str, Any] = {}  # by name, those that are ready to be called
 _faked: set[str] = set()  # backward operators, which families may share
 
 
@@ -92,7 +92,7 @@ def load(family: Family) -> None:
 
 def is_registered(name: str) -> bool:
     """Tell whether the operators ``attn_tiled::<name>_*`` are ready to be called."""
-    return name in _registered
+    return name in _forwards
 
 
 def define(name: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
@@ -120,7 +120,7 @@ def _register(name: str, backward_names: Sequence[str], names_for: Callable[[int
         torch.library.register_autograd(
             f"attn_tiled::{name}_forward", _differentiate(names_for), setup_context=_setup_context
         )
-    _registered.add(name)
+    _forwards[name] = getattr(torch.ops.attn_tiled, f"{name}_forward").default
 
 
 def attention(
@@ -136,9 +136,23 @@ def attention(
 
 def call(name: str, q: Tensor, k: Tensor, v: Tensor, scale: float, low: int, high: int) -> tuple[Tensor, Tensor]:
     """Return ``(out, lse)`` from the operator ``attn_tiled::<name>_forward``, which is loaded or defined already."""
-    forward = getattr(torch.ops.attn_tiled, f"{name}_forward")
-    out, lse = forward(_last_contiguous(q), _last_contiguous(k), _last_contiguous(v), scale, low, high)
+    forward = _forwards[name]
+    q, k, v = _last_contiguous(q), _last_contiguous(k), _last_contiguous(v)
+    if _needs_autograd(q, k, v):
+        out, lse = forward(q, k, v, scale, low, high)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():  # past our derivative, which takes longer than all the rest
+            out, lse = forward(q, k, v, scale, low, high)
     return out, lse
+
+
+def _needs_autograd(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Tell whether somebody could ask for the derivative, or traces the call or transforms it (``torch.func``)."""
+    return (
+        (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
 def _last_contiguous(x: Tensor) -> Tensor:

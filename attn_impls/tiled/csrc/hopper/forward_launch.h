@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cmath>
+#include <map>
+#include <mutex>
 #include <tuple>
 
 #include "../cuda/tensor_core_arguments.h"
@@ -10,17 +12,37 @@
 
 namespace attn {
 
-inline void check_hopper(const Tensor& on) {
-  int major = 0, minor = 0;
-  const int device = on.get_device_index();
-  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "asking for the device");
-  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "asking for the device");
-  STD_TORCH_CHECK(major == 9 && minor == 0, "this kernel needs a device of compute capability 9.0 (Hopper), not ",
-                  major, ".", minor);
+struct Device {
+  int major, minor;  // compute capability
+  int multiprocessors;
+};
+
+// What a launch wants to know of a device, which is asked once.
+inline Device device_of(const Tensor& on) {
+  static std::mutex mutex;
+  static std::map<int, Device> known;
+  const int number = on.get_device_index();
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(number);
+  if (found != known.end()) return found->second;
+  const auto ask = [number](cudaDeviceAttr attribute) {
+    int value = 0;
+    check_cuda(cudaDeviceGetAttribute(&value, attribute, number), "asking for the device");
+    return value;
+  };
+  return known[number] = {ask(cudaDevAttrComputeCapabilityMajor), ask(cudaDevAttrComputeCapabilityMinor),
+                          ask(cudaDevAttrMultiProcessorCount)};
 }
 
-// The tensor, or a copy of it where the copy engine does not take it: rows that begin at no multiple of 16 bytes, or
-// that share memory, as those of an expanded tensor.
+inline void check_hopper(const Tensor& on) {
+  const Device device = device_of(on);
+  STD_TORCH_CHECK(device.major == 9 && device.minor == 0,
+                  "this kernel needs a device of compute capability 9.0 (Hopper), not ", device.major, ".",
+                  device.minor);
+}
+
+// The tensor, or a copy of it where TMA does not take it: rows that begin at no multiple of 16 bytes, or that share
+// memory, as those of an expanded tensor.
 inline Tensor with_mappable_rows(const Tensor& tensor) {
   bool shared = false;
   for (int64_t dim = 0; dim < 3; ++dim) shared |= tensor.size(dim) > 1 && tensor.stride(dim) == 0;
@@ -51,7 +73,7 @@ void with_slab_columns(int64_t head_dim, const Body& body) {
 }
 
 // Check the inputs, make the outputs, and call body(shape, q, k, v, out, lse) unless there is nothing to compute, with
-// inputs that the copy engine takes. Returns (out, lse).
+// inputs that TMA takes. Returns (out, lse).
 template <typename Body>
 std::tuple<Tensor, Tensor> with_hopper_tensors(const Tensor& q, const Tensor& k, const Tensor& v, double scale,
                                                const Body& body) {
