@@ -72,7 +72,7 @@ inline int current;
 inline std::function<void()> body;
 inline std::string failure;
 inline long progress;  // of threads that poll: a pass over all threads without any would be followed by the same again
-inline std::vector<std::function<void()>> later;  // what the copy engine does at the end of a pass
+inline std::vector<std::function<void()>> later;  // what TMA does at the end of a pass
 
 inline void fail(const std::string& what) {
   if (failure.empty()) failure = what;

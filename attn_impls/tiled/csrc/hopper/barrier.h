@@ -17,7 +17,7 @@ constexpr int kWarpgroup = 128;  // threads: four warps, the first of which has 
 __device__ inline void make_barrier(uint32_t at, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(arrivals) : "memory");
 }
-// Of the thread that made barriers, before the __syncthreads() after which others, and the copy engine, use them.
+// Of the thread that made barriers, before the __syncthreads() after which others, and TMA, use them.
 __device__ inline void publish_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -62,8 +62,8 @@ __device__ inline void arrive_at_named_barrier(int threads) {
   asm volatile("bar.arrive %0, %1;" ::"n"(number), "r"(threads) : "memory");
 }
 
-// Ordinary stores to shared memory before this are seen by what reads it past the threads' own path: the copy engine
-// and wgmma. Of every thread that stored, before the barrier that tells the reader.
+// Ordinary stores to shared memory before this are seen by what reads it past the threads' own path: TMA and
+// wgmma. Of every thread that stored, before the barrier that tells the reader.
 __device__ inline void publish_stores() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }

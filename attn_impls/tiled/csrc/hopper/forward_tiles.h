@@ -47,9 +47,9 @@ template <>
 struct OverlapForward<256> : HopperTiles<256, 2, 80, 2, 1> {};
 
 // For blocks that compute many query tiles: places for queries, 2 where the next are to arrive before the last use of
-// those before; whether warpgroups take turns; one weight in how many is computed by a polynomial, 0 for none; whether a
-// softmax runs beside the product before, which needs registers for scores and weights at once; and whether a warpgroup
-// leaves out the second half of a tile of keys that it sees nothing of, as the upper one does on a diagonal.
+// those before; whether warpgroups take turns; one weight in how many is computed by a polynomial, 0 for none; whether
+// a softmax runs beside the product before, which needs registers for scores and weights at once; and whether a
+// warpgroup leaves out the second half of a tile of keys that it sees nothing of, as the upper one does on a diagonal.
 template <int columns, int warpgroups, int keys, int stages, int q_stages, bool turns, int polynomial = 0,
           bool overlaps = true, bool halves = false>
 struct PersistentTiles : HopperTiles<columns, warpgroups, keys, stages, 1> {

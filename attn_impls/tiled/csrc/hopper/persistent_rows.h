@@ -226,9 +226,8 @@ class PersistentRows {
   __device__ __forceinline__ void pass_turn_on(int by) const {
     if constexpr (Tiles::kTurns) {
       if (number != by) return;
-      with_one_of<Tiles::kWarpgroups>(number, [](auto i) {
-        arrive_at_named_barrier<1 + (i + 1) % Tiles::kWarpgroups>(2 * kWarpgroup);
-      });
+      with_one_of<Tiles::kWarpgroups>(
+          number, [](auto i) { arrive_at_named_barrier<1 + (i + 1) % Tiles::kWarpgroups>(2 * kWarpgroup); });
     }
   }
 

@@ -1,4 +1,4 @@
-// A ring of tiles in shared memory that one thread fills through the copy engine and warpgroups empty.
+// A ring of tiles in shared memory that one thread fills by TMA and warpgroups empty.
 #pragma once
 
 #include "barrier.h"

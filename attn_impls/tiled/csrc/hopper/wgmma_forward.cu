@@ -1,7 +1,7 @@
-// tiled-wgmma: Hopper's tensor cores and copy engine, each warpgroup doing everything.
+// tiled-wgmma: Hopper's tensor cores and TMA, each warpgroup doing everything.
 //
 // What:  wgmma multiplies for four warps at a time and reads its operands from shared memory by itself; only weights
-//        and sums pass through registers. One thread asks the copy engine for whole tiles, which come swizzled as wgmma
+//        and sums pass through registers. One thread asks TMA for whole tiles, which come swizzled as wgmma
 //        reads them, and mbarriers tell when a tile has arrived and when all warps are done with it. A block owns 64
 //        queries a warpgroup.
 // Why:   mma.sync reaches 63 % of an H100's tensor cores (Luo et al., arXiv:2402.13499), and the warps of tiled-async
