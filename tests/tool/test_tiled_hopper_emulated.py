@@ -83,3 +83,8 @@ def test_candidates_run_right_in_every_order(name: str, tmp_path: Path, monkeypa
         with torch.no_grad():
             out, lse = tuning.call_of(variant, schedule)(*qkv, problem)
         assert_right(out, lse, qkv, problem, backward=False)
+    with torch.no_grad():
+        qkv[1][:, 1, 0] = torch.nan  # a key that rows from 130 on see
+        out_with_nan, _ = tuning.call_of(variant, schedule)(*qkv, problem)
+    out[:, 1, 130:] = torch.nan
+    torch.testing.assert_close(out_with_nan, out, rtol=0, atol=0, equal_nan=True)

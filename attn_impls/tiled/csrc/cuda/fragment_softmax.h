@@ -19,7 +19,7 @@ __device__ inline float quad_sum(float x) {
 // 2^x by a polynomial on the multiply-add units, which leaves the unit of exp2 for others: relative error 3e-6 where
 // x >= -126. As in FlashAttention-4 (arXiv:2603.05451).
 __device__ inline float polynomial_exp2(float x) {
-  x = fmaxf(x, -127.0f);
+  x = max_or_nan(x, -127.0f);
   const float shifted = x + 12582912.0f;  // 1.5 * 2^23: the integer part, rounded, lands in the lowest bits
   const float fraction = x - (shifted - 12582912.0f);
   float y = 0.009582852944731712f;  // least relative error over [-1/2, 1/2] among those that are 1 at 0
@@ -27,8 +27,9 @@ __device__ inline float polynomial_exp2(float x) {
   y = fmaf(y, fraction, 0.24024099111557007f);
   y = fmaf(y, fraction, 0.6931241750717163f);
   y = fmaf(y, fraction, 1.0f);
-  // 1 with 127 taken from its exponent is 0, so that -127 and all below, -inf too, give 0.
-  return __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, y) + (__builtin_bit_cast(uint32_t, shifted) << 23));
+  // 1 with 127 taken from its exponent is 0, so that -127 and all below, -inf too, give 0. A product keeps a NaN, which
+  // an addition to the exponent of y would turn into a number.
+  return y * __builtin_bit_cast(float, 0x3f800000u + (__builtin_bit_cast(uint32_t, shifted) << 23));
 }
 
 // A maximum may fall behind by a factor of 2^kSlack in the weights: exp2 of what exceeds it is far from overflow, and

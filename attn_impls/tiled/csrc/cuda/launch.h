@@ -30,6 +30,8 @@ inline cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
+namespace {  // what is remembered belongs to one source file, and to no other library
+
 // Let a block of `kernel` have `bytes` of shared memory on the current device, `device`. The runtime is asked once.
 inline void allow_shared_memory(const void* kernel, int32_t device, int64_t bytes) {
   static std::mutex mutex;
@@ -41,6 +43,8 @@ inline void allow_shared_memory(const void* kernel, int32_t device, int64_t byte
              "asking for shared memory");
   most = bytes;
 }
+
+}  // namespace
 
 // Queue kernel(args...) with `blocks` thread blocks on the current stream of the device of `on`; waits for nothing.
 template <typename... Args>

@@ -12,12 +12,15 @@
 
 namespace attn {
 
+// What a launch wants to know of a device.
 struct Device {
   int major, minor;  // compute capability
   int multiprocessors;
 };
 
-// What a launch wants to know of a device, which is asked once.
+namespace {  // what is remembered belongs to one source file, and to no other library
+
+// Asks once for each device.
 inline Device device_of(const Tensor& on) {
   static std::mutex mutex;
   static std::map<int, Device> known;
@@ -33,6 +36,8 @@ inline Device device_of(const Tensor& on) {
   return known[number] = {ask(cudaDevAttrComputeCapabilityMajor), ask(cudaDevAttrComputeCapabilityMinor),
                           ask(cudaDevAttrMultiProcessorCount)};
 }
+
+}  // namespace
 
 inline void check_hopper(const Tensor& on) {
   const Device device = device_of(on);

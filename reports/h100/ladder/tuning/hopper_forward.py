@@ -54,7 +54,6 @@ VARIANTS = (
     Variant("d64_3x128", "64, 3, 128, 4, 2, false"),
     Variant("d64_3x128_halves", "64, 3, 128, 4, 2, false, 0, true, true"),
     Variant("d64_3x128_poly4", "64, 3, 128, 4, 2, false, 4"),
-    Variant("d64_2x128", "64, 2, 128, 4, 2, false"),
     Variant("d64_2x128_turns", "64, 2, 128, 4, 2, true"),
     Variant("d64_2x128_turns_halves", "64, 2, 128, 4, 2, true, 0, true, true", schedules=True),
     Variant("d64_2x128_halves", "64, 2, 128, 4, 2, false, 0, true, true"),

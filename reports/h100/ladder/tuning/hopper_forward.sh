@@ -37,7 +37,12 @@ timeout -k 2 60 python3 reports/h100/ladder/hopper.py check tiled-hopper > "$fol
 grep -v '^ok' "$folder/hopper.log" | cut -c1-330
 echo "   tiled-hopper: $(grep -c '^ok' "$folder/hopper.log") checks passed"
 seconds "checked"
+# The tables come last and together; every time that was taken is in the logs, which $OUT keeps where it is set.
 for width in 64 128 256; do
-  timeout -k 2 60 "${tune[@]}" time "$folder/sources" "$width" "${peers[@]}" 2>&1 | cut -c1-400
+  log=$folder/timed_$width.log
+  timeout -k 2 60 "${tune[@]}" time "$folder/sources" "$width" "${peers[@]}" > "$log" 2>&1 ||
+    { echo "timing $width failed:" && tail -n 12 "$log" | cut -c1-400; }
   seconds "timed $width"
 done
+[[ -n ${OUT:-} ]] && cp "$folder"/*.log "$OUT"
+for width in 64 128 256; do sed -n "/^d$width, forward/,\$p" "$folder/timed_$width.log" | cut -c1-160; done
