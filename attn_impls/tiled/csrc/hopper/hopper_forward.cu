@@ -3,8 +3,8 @@
 // What:  as tiled-overlap, but there are as many blocks as multiprocessors, and each computes many query tiles: the
 //        copies for the next run ahead while one is computed, its first scores are computed beside the last product of
 //        the one before, and its output goes from registers to global memory while the tensor cores are at work. Under
-//        a mask the longest tiles come first and blocks fetch the next one when they are ready for it. Tiles are chosen
-//        by head dim and mask.
+//        a mask the longest tiles come first and blocks fetch the next one when they are ready for it, and a warpgroup
+//        leaves out the half of a diagonal tile of keys that it sees nothing of. Tiles are chosen by head dim and mask.
 // Why:   a query tile of 1024 keys takes some 15 us, of which tiled-overlap spends 2 to 3 waiting: for barriers, for
 //        its first copies, for a first product that nothing runs beside, and for its output. Under a causal mask blocks
 //        differ in length by the number of their tiles, and the last to finish is waited for.

@@ -66,8 +66,8 @@ VARIANTS = (
     Variant("d128_2x176_turns", "128, 2, 176, 2, 1, true"),
     Variant("d128_3x128_apart", "128, 3, 128, 2, 2, false, 0, false"),
     Variant("d256_2x80", "256, 2, 80, 2, 1, false", schedules=True),
-    Variant("d256_2x80_turns", "256, 2, 80, 2, 1, true"),
     Variant("d256_2x64", "256, 2, 64, 2, 1, false"),
+    Variant("d256_2x64_turns", "256, 2, 64, 2, 1, true"),
 )
 
 
