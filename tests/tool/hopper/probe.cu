@@ -373,7 +373,7 @@ __global__ void __launch_bounds__(384, 1) ring_kernel(const __grid_constant__ Ma
       }
       __syncwarp();
       ring.release(turn);
-      with_one_of<2>(group - 1, [](auto i) { named_barrier<1 + i>(kWarpgroup); });
+      with_one_of<2>(group - 1, [](auto i) { named_barrier<1 + decltype(i)::value>(kWarpgroup); });
       atomicAdd(sums + (group - 1) * tiles + i, sum);
       if (group == 2) __nanosleep(2000);  // drift apart
     }

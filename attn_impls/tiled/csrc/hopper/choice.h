@@ -6,6 +6,7 @@
 namespace attn {
 
 // Call body(std::integral_constant<int, i>{}) with the `i` below `count` that `which` is, the same for a whole warp.
+// The body asks for decltype(i)::value, as the conversion to int is a function of the host's.
 template <int count, int i = 0, typename Body>
 __device__ __forceinline__ void with_one_of(int which, const Body& body) {
   if constexpr (i + 1 == count) {

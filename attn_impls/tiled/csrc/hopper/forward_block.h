@@ -87,7 +87,7 @@ struct ForwardBlock {
     const int64_t heads = p.shape.heads;
     store_row_numbers(log_sum_exp, p.lse + (mine.batch * heads + mine.head) * p.shape.q_len, mine.q0 + row, mine.q1);
     // All warps of the group are done with its queries, whose place this takes.
-    with_one_of<Tiles::kWarpgroups>(group, [](auto i) { named_barrier<1 + i>(kWarpgroup); });
+    with_one_of<Tiles::kWarpgroups>(group, [](auto i) { named_barrier<1 + decltype(i)::value>(kWarpgroup); });
     store_rounded<T, Q>(out, inverse, q(), row);
     publish_stores();
     __syncwarp();

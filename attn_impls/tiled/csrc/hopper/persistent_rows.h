@@ -220,14 +220,16 @@ class PersistentRows {
   // the same number of steps.
   __device__ __forceinline__ void wait_for_turn() const {
     if constexpr (Tiles::kTurns) {
-      with_one_of<Tiles::kWarpgroups>(number, [](auto i) { named_barrier<1 + i>(2 * kWarpgroup); });
+      with_one_of<Tiles::kWarpgroups>(number, [](auto i) { named_barrier<1 + decltype(i)::value>(2 * kWarpgroup); });
     }
   }
   __device__ __forceinline__ void pass_turn_on(int by) const {
     if constexpr (Tiles::kTurns) {
       if (number != by) return;
-      with_one_of<Tiles::kWarpgroups>(
-          number, [](auto i) { arrive_at_named_barrier<1 + (i + 1) % Tiles::kWarpgroups>(2 * kWarpgroup); });
+      with_one_of<Tiles::kWarpgroups>(number, [](auto i) {
+        constexpr int kNext = (decltype(i)::value + 1) % Tiles::kWarpgroups;
+        arrive_at_named_barrier<1 + kNext>(2 * kWarpgroup);
+      });
     }
   }
 
