@@ -28,9 +28,13 @@ inline cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
+// Whether a kernel starts when those before it in its stream have ended, or as soon as the one before lets it, which it
+// then has to wait for itself.
+enum class Start { kInTurn, kEarly };
+
 // Queue kernel(args...) with `blocks` thread blocks on the current stream of the device of `on`; waits for nothing.
 template <typename... Args>
-void launch(const Tensor& on, int64_t blocks, dim3 threads, int64_t shared_bytes, void (*kernel)(Args...),
+void launch(const Tensor& on, Start start, int64_t blocks, dim3 threads, int64_t shared_bytes, void (*kernel)(Args...),
             Args... args) {
   if (blocks == 0) return;  // an empty batch; CUDA refuses an empty grid
   STD_TORCH_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "the problem needs ", blocks,
@@ -46,7 +50,17 @@ void launch(const Tensor& on, int64_t blocks, dim3 threads, int64_t shared_bytes
         "asking for shared memory");
   }
   config.stream = current_stream(on.get_device_index());
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &early;
+  config.numAttrs = start == Start::kEarly ? 1 : 0;
   check_cuda(cudaLaunchKernelEx(&config, kernel, std::move(args)...), "the kernel launch");
+}
+template <typename... Args>
+void launch(const Tensor& on, int64_t blocks, dim3 threads, int64_t shared_bytes, void (*kernel)(Args...),
+            Args... args) {
+  launch(on, Start::kInTurn, blocks, threads, shared_bytes, kernel, std::move(args)...);
 }
 
 // Call body(T{}) with the CUDA type of the elements of `tensor`, which check_inputs has checked.

@@ -19,6 +19,13 @@ inline void check_hopper(const Tensor& on) {
                   major, ".", minor);
 }
 
+inline int multiprocessors_of(const Tensor& on) {
+  int count = 0;
+  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, on.get_device_index()),
+             "asking for the device");
+  return count;
+}
+
 // The tensor, or a copy of it where the copy engine does not take it: rows that begin at no multiple of 16 bytes, or
 // that share memory, as those of an expanded tensor.
 inline Tensor with_mappable_rows(const Tensor& tensor) {

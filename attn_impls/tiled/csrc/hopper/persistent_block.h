@@ -123,9 +123,6 @@ struct PersistentBlock {
   }
 
  private:
-  // Which it is, but the compiler must be told, or it takes every branch on it for one that parts the warp.
-  __device__ static int same_for_warp(uint32_t x) { return __shfl_sync(0xffffffffu, static_cast<int>(x), 0); }
-
   // The barrier's phase ends after these stores, and whoever waits for it sees them.
   __device__ uint32_t announce(QTurn turn, const Work& work, int bytes) const {
     q_ring().wait_until_empty(turn);

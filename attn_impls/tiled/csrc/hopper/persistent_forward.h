@@ -77,9 +77,7 @@ int* counter_of(int device, cudaStream_t stream) {
 template <typename T, typename Tiles>
 void launch_persistent_forward(const Shape& shape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
                                const Tensor& lse, double scale, const Band& band, const Order& order) {
-  const int device = q.get_device_index();
-  int multiprocessors = 0;
-  check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "asking for the device");
+  const int device = q.get_device_index(), multiprocessors = multiprocessors_of(q);
   const int64_t tiles = (shape.q_len + Tiles::kQueries - 1) / Tiles::kQueries, heads = shape.batch * shape.heads;
   STD_TORCH_CHECK(tiles * heads < kFarthest, "the problem has ", tiles * heads, " query tiles, too many to count");
   const int64_t bytes_of_head = std::max<int64_t>(4 * shape.kv_len * shape.head_dim / shape.group(), 1);

@@ -9,10 +9,10 @@
 // Why:   tiled-async reads each fragment of Q and dO for 16 rows of result, and shared memory holds it back. wgmma
 // reads
 //        them for 64, and by itself. Ordinary additions to dQ take instructions of the warps that compute.
-// Deterministic: the additions of a tile of queries wait for those of the key tiles before it, counted in global
-// memory.
-//        A block waits for blocks of lower number only, which were started before it. They fall into step once, one
-//        visit after the other, so that it costs little where there are many blocks.
+// Deterministic: the additions of a tile of queries wait for those of the key tiles after it, counted in global memory.
+//        A block waits for blocks of lower number only, which were started before it: the last keys come first. Without
+//        a mask they fall into step once, one visit after the other, so that it costs little where there are many
+//        blocks; under a causal mask they are in step as they start.
 // Limit: five products read 368 KB of shared memory a visit at head dim 128 and keep the tensor cores waiting for an
 //        eighth of the time. Heads wider than 128 do not fit the registers: tiled-async's backward takes them.
 #include <torch/csrc/stable/library.h>

@@ -24,9 +24,6 @@ inline cudaError_t cudaGetSymbolAddress(void** address, int* symbol) {
   *address = symbol;
   return cudaSuccess;
 }
-inline int atomicAdd(int* to, int x) {
-  return std::exchange(*to, *to + x);
-}
 
 namespace attn {
 
