@@ -35,7 +35,7 @@ timeout -k 2 25 python3 "$look" far 2>&1 | tail -n 3
 seconds "far checked"
 wait "$candidates" || tail -n 20 "$folder/candidates.log"
 declare -A checks
-for mode in staggered lean; do
+for mode in staggered staying early staying_early; do
   timeout -k 2 40 python3 "$look" check "$mode" > "$folder/$mode.log" 2>&1 &
   checks[$mode]=$!
 done

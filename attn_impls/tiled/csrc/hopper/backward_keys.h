@@ -106,6 +106,7 @@ class BackwardKeys {
       begin_products();
       start_dk<0>(first, turn);
       start_scores<1>(scores);
+      if (block.p.added != nullptr) end_additions();  // whoever waits for them is one visit behind under a causal mask
       take_step<1>(scores, weights, rounded, at);
     }
     if constexpr (Tiles::kRegistersToSpare) {  // otherwise dV may take until dQ is waited for
@@ -249,7 +250,7 @@ class BackwardKeys {
   // Of all warps that compute, found anew each time rather than held.
   __device__ static int own_warp() { return thread_read_anew() / kWarp - kWarpgroup / kWarp; }
 
-  // By all lanes, after the last tile of queries.
+  // By all lanes: after the last tile of queries, and where somebody may wait for it.
   __device__ __forceinline__ void end_additions() {
     if (threadIdx.x % kWarp == 0) finish_addition();
     __syncwarp();

@@ -6,8 +6,7 @@
 //        visit follow one another. P^T and dS^T never leave the registers as factors of dV and dK; for dQ = dS K, dS is
 //        the one thing that passes through shared memory, and the result leaves as 4096-byte additions that the copy
 //        engine sends to the L2 cache while the tensor cores go on.
-// Why:   tiled-async reads each fragment of Q and dO for 16 rows of result, and shared memory holds it back. wgmma
-// reads
+// Why:   tiled-async reads each fragment of Q and dO for 16 rows of result, and shared memory is its limit. wgmma reads
 //        them for 64, and by itself. Ordinary additions to dQ take instructions of the warps that compute.
 // Deterministic: the additions of a tile of queries wait for those of the key tiles after it, counted in global memory.
 //        A block waits for blocks of lower number only, which were started before it: the last keys come first. Without
