@@ -38,6 +38,7 @@ MORE = [
 ]
 BACKWARD_CASES = [*MORE, *((problem, layout) for problem, layout in CASES if problem.head_dim <= WIDEST)]
 ROUNDS, WARM = 7, 2
+WAIT_CLOCKS = 400_000  # before a timed call, 0.2 ms in which the host gets ahead of the device
 # The last arguments of HopperKeyTiles; docs/kernel-notes-backward.md says what each should bring.
 CANDIDATES = {
     "staggered": "true",
@@ -234,31 +235,35 @@ def measure(names: list[str]) -> int:
     """Print a table of medians of the backward alone: all take turns, each call with a cold L2 cache.
 
     Its last line is the geometric mean of how much faster than the first each is.
-    ``tiled-ws!`` is ``tiled-ws`` in deterministic mode. Candidates are called past autograd.
+    ``tiled-ws!`` is ``tiled-ws`` in deterministic mode. Candidates are called past autograd, as is ``default``, the
+    rung that they are to be compared with.
     """
     registry = discover()
     flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
     print(f"{'bf16 backward, TFLOP/s (ms)':42s}" + "".join(f"{name:>18s}" for name in names))
     torch.utils.deterministic.fill_uninitialized_memory = False
     logs = dict.fromkeys(names, 0.0)
+    direct = {name: operator_of(name) for name in names if name in ("default", *CANDIDATES)}
     for problem in TIMED:
         qkv = [tensor(problem.batch, problem.heads, problem.q_len, problem, "bshd") for _ in range(3)]
         dout = tensor(problem.batch, problem.heads, problem.q_len, problem, "bshd")
         for x in qkv:
             x.requires_grad_()
-        outs = {name: registry[name.removesuffix("!")](*qkv, problem) for name in names if name not in CANDIDATES}
+        outs = {name: registry[name.removesuffix("!")](*qkv, problem) for name in names if name not in direct}
         with torch.no_grad():
             saved = tiled.tiled_ws(*qkv, problem, return_lse=True)
+        bare = [x.detach() for x in qkv]
         rest = (None, problem.softmax_scale, *ops.diagonals(problem.mask, problem.q_len, problem.kv_len))
         times: dict[str, list[float]] = {name: [] for name in names}
         for turn in range(WARM + ROUNDS):
             for name in names:
                 torch.use_deterministic_algorithms(name.endswith("!"))
                 flush.zero_()
+                torch.cuda._sleep(WAIT_CLOCKS)
                 begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 begin.record()
-                if name in CANDIDATES:
-                    operator_of(name)(dout, *(x.detach() for x in qkv), *saved, *rest)
+                if name in direct:
+                    direct[name](dout, *bare, *saved, *rest)
                 else:
                     torch.autograd.grad(outs[name], qkv, dout, retain_graph=True)
                 end.record()
