@@ -126,22 +126,27 @@ struct BackwardBlock {
     if constexpr (!Tiles::kStays) {
       take(static_cast<int>(blockIdx.x));
       load_keys();
-      load_queries(turn);
+      for (Visit at = first(); at.head < end; advance(at)) load_visit(at, turn);
     } else {
       // Keys are fetched in the order of their numbers, so that those that others wait for are being worked at. There
-      // is time for it: those before still have queries to visit.
+      // is time for it, and place for the first queries: those before still have queries to visit.
       store_shared(note(), 1);
       while (true) {
         const int index = atomicAdd(p.fetched, 1);
-        const uint32_t parity = load_shared_word(note()) - 1;
-        wait_for_phase(kv_empty(), parity ^ 1);
         if (index >= count()) break;
         take(index);
+        Visit at = first();
+        if (at.head < end) {
+          load_visit(at, turn);
+          advance(at);
+        }
+        const uint32_t parity = wait_for_note();
         store_shared(note(), uint4{1 + (parity ^ 1), static_cast<uint32_t>(batch), static_cast<uint32_t>(kv_head),
                                    static_cast<uint32_t>(key_tile)});
         load_keys();
-        load_queries(turn);
+        for (; at.head < end; advance(at)) load_visit(at, turn);
       }
+      wait_for_note();
       store_shared(note(), 0);
       arrive(kv_full());
     }
@@ -197,11 +202,16 @@ struct BackwardBlock {
     start_tile_load<Kv>(k(), p.k, k0, kv_head, batch, kv_full());
     start_tile_load<Kv>(v(), p.v, k0, kv_head, batch, kv_full());
   }
-  __device__ void load_queries(Turn& turn) const {
-    for (Visit at = first(); at.head < end; advance(at), turn.advance()) {
-      load_rows(q_ring(), turn, at, p.q, q(turn.stage), p.lse_log2, lse(turn.stage));
-      load_rows(do_ring(), turn, at, p.dout, dout(turn.stage), p.delta, delta(turn.stage));
-    }
+  __device__ void load_visit(Visit at, Turn& turn) const {
+    load_rows(q_ring(), turn, at, p.q, q(turn.stage), p.lse_log2, lse(turn.stage));
+    load_rows(do_ring(), turn, at, p.dout, dout(turn.stage), p.delta, delta(turn.stage));
+    turn.advance();
+  }
+  // Until nobody needs the keys before and the note of them any more. Returns the parity of the next phase.
+  __device__ uint32_t wait_for_note() const {
+    const uint32_t parity = load_shared_word(note()) - 1;
+    wait_for_phase(kv_empty(), parity ^ 1);
+    return parity;
   }
   __device__ void load_rows(Ring<kStages> ring, Turn turn, Visit at, const CUtensorMap& map, uint32_t to,
                             const float* numbers, uint32_t numbers_to) const {
