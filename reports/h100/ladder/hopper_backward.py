@@ -186,6 +186,48 @@ def check(operator: Operator, mode: str) -> int:
     return wrong
 
 
+def check_graph_and_streams(operator: Operator) -> int:
+    """Compare a captured graph's launches, and those of two streams at a time, with a plain one."""
+    problems = [Problem(2, 8, 8, 1024, 1024, width, "bf16", CAUSAL) for width in (64, 128)]
+    calls, plain = [], []
+    for problem in problems:
+        q, k, v, dout = (tensor(2, 8, 1024, problem, "bshd") for _ in range(4))
+        out, lse = tiled.tiled_ws(q, k, v, problem, return_lse=True)
+        diagonals = ops.diagonals(CAUSAL, 1024, 1024)
+        calls.append((dout, q, k, v, out, lse, None, problem.softmax_scale, *diagonals))
+        plain.append(operator(*calls[-1]))
+    torch.cuda.synchronize()
+
+    def differs(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> bool:
+        near = (got[0] - want[0]).abs().max() <= 0.05 * want[0].abs().max()  # dq is added up in any order
+        return not near or not all(torch.equal(x, y) for x, y in zip(got[1:], want[1:], strict=True))
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = [operator(*call) for call in calls]
+    in_graph = 0
+    for _ in range(20):
+        for grads in captured:
+            for x in grads:
+                x.fill_(torch.nan)
+        graph.replay()
+        in_graph += any(differs(got, want) for got, want in zip(captured, plain, strict=True))
+    streams = [torch.cuda.Stream() for _ in calls]
+    together = []
+    for _ in range(20):
+        for stream, call, want in zip(streams, calls, plain, strict=True):
+            with torch.cuda.stream(stream):
+                together.append((operator(*call), want))
+    torch.cuda.synchronize()
+    in_streams = sum(differs(got, want) for got, want in together)
+    print(
+        f"{'BAD' if in_graph or in_streams else 'ok '} {in_graph} of 20 launches of a graph and {in_streams} of 40 "
+        "launches in two streams differ",
+        flush=True,
+    )
+    return in_graph + in_streams
+
+
 def check_under_load(operator: Operator) -> int:
     """Compare the bits of 100 launches that fill the device, in deterministic mode."""
     wrong = 0
@@ -299,6 +341,7 @@ def main(arguments: list[str]) -> int:
     torch.use_deterministic_algorithms(True)
     wrong = check(operator, names[0])
     torch.use_deterministic_algorithms(False)
+    wrong = wrong or check_graph_and_streams(operator)
     return min(wrong + (check_under_load(operator) if names == ["deterministic"] and not wrong else 0), 99)
 
 
