@@ -53,7 +53,7 @@ def staying(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.mark.parametrize("deterministic", [False, True], ids=["any-order", "one-order"])
-@pytest.mark.parametrize("problem", PROBLEMS[1::2], ids=lambda problem: problem.id)
+@pytest.mark.parametrize("problem", [PROBLEMS[2], PROBLEMS[3], PROBLEMS[5]], ids=lambda problem: problem.id)
 def test_a_block_that_stays_computes_the_same(staying: None, problem: Problem, deterministic: bool) -> None:
     qkv = inputs(problem, "cpu", torch.float64)
     qkv = tuple(x.detach().to(dtype_of(problem)).double().requires_grad_() for x in qkv)

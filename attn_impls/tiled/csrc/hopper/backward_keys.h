@@ -72,6 +72,7 @@ class BackwardKeys {
     Factor weights, rounded;
     if constexpr (!Tiles::kRegistersToSpare) {
       for (; at.head < block.end; block.advance(at)) {
+        if constexpr (Tiles::kStays) turn.stage = one_for_warp(turn.stage);
         start_tile(scores);
         take_tile(scores, weights, rounded, at);
         finish_tile<false>(scores, rounded, at);

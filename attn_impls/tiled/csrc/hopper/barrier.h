@@ -90,6 +90,11 @@ __device__ inline void grow_registers() {
 __device__ inline int same_for_warp(uint32_t x) {
   return __shfl_sync(0xffffffffu, static_cast<int>(x), 0);
 }
+// The same, in a register that the warp has once, as descriptors of products need it. In loops within loops ptxas holds
+// it in every lane otherwise, and moves every descriptor.
+__device__ inline int one_for_warp(uint32_t x) {
+  return static_cast<int>(__reduce_max_sync(0xffffffffu, x));
+}
 // The number of this thread's warpgroup.
 __device__ inline int warpgroup() {
   return same_for_warp(threadIdx.x / kWarpgroup);

@@ -79,6 +79,9 @@ void grow_registers() {}
 inline int same_for_warp(uint32_t x) {
   return __shfl_sync(0xffffffffu, static_cast<int>(x), 0);
 }
+inline int one_for_warp(uint32_t x) {
+  return same_for_warp(x);
+}
 inline int warpgroup() {
   return same_for_warp(threadIdx.x / kWarpgroup);
 }
