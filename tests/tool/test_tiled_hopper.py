@@ -65,7 +65,8 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 def test_probe_compiles_and_has_a_check_for_every_layer(probe: Path) -> None:
     listed = subprocess.run([probe, "list"], capture_output=True, text=True, timeout=60, check=True).stdout.split()
-    assert {each.split("_")[0] for each in listed} >= {"load", "store", "ring", "wgmma", "run", "matrices"}
+    layers = {"load", "store", "ring", "wgmma", "run", "matrices", "exchange", "early"}
+    assert {each.split("_")[0] for each in listed} >= layers
 
 
 @pytest.mark.parametrize(

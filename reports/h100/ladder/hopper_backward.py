@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import sys
@@ -37,10 +38,13 @@ MORE = [
 ]
 BACKWARD_CASES = [*MORE, *((problem, layout) for problem, layout in CASES if problem.head_dim <= WIDEST)]
 ROUNDS, WARM = 7, 2
-# The arguments of HopperKeyTiles for either width; docs/kernel-notes-backward.md says what each should bring.
+WAIT_CLOCKS = 400_000  # before a timed call, 0.2 ms in which the host gets ahead of the device
+# The last arguments of HopperKeyTiles; docs/kernel-notes-backward.md says what each should bring.
 CANDIDATES = {
-    "staggered": ("64, 2, 128, 2, true, true", "128, 2, 64, 2, false, true"),
-    "lean": ("64, 2, 128, 2, false", "128, 2, 64, 2, false"),
+    "staggered": "true",
+    "staying": "false, true",
+    "early": "false, false, true",
+    "staying_early": "false, true, true",
 }
 SOURCE = """#include <torch/csrc/stable/library.h>
 
@@ -50,9 +54,9 @@ namespace attn {{
 template <int columns>
 struct Tiles_{name};
 template <>
-struct Tiles_{name}<64> : HopperKeyTiles<{narrow}> {{}};
+struct Tiles_{name}<64> : HopperKeyTiles<64, 2, 128, 2, true, {more}> {{}};
 template <>
-struct Tiles_{name}<128> : HopperKeyTiles<{wide}> {{}};
+struct Tiles_{name}<128> : HopperKeyTiles<128, 2, 64, 2, false, {more}> {{}};
 
 static std::tuple<Tensor, Tensor, Tensor> {name}(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
                                                  const Tensor& out, const Tensor& lse, std::optional<Tensor> dlse,
@@ -74,8 +78,8 @@ def candidates() -> build.Extension:
     """Return the library of the candidates, whose sources it writes beside where libraries are built."""
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR", tempfile.gettempdir())) / "backward_candidates"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, (narrow, wide) in CANDIDATES.items():
-        (folder / f"{name}.cu").write_text(SOURCE.format(name=name, narrow=narrow, wide=wide))
+    for name, more in CANDIDATES.items():
+        (folder / f"{name}.cu").write_text(SOURCE.format(name=name, more=more))
     ladder = tiled.WS.extension
     return build.Extension(
         "attn_tuning_hopper_backward",
@@ -182,6 +186,48 @@ def check(operator: Operator, mode: str) -> int:
     return wrong
 
 
+def check_graph_and_streams(operator: Operator) -> int:
+    """Compare a captured graph's launches, and those of two streams at a time, with a plain one."""
+    problems = [Problem(2, 8, 8, 1024, 1024, width, "bf16", CAUSAL) for width in (64, 128)]
+    calls, plain = [], []
+    for problem in problems:
+        q, k, v, dout = (tensor(2, 8, 1024, problem, "bshd") for _ in range(4))
+        out, lse = tiled.tiled_ws(q, k, v, problem, return_lse=True)
+        diagonals = ops.diagonals(CAUSAL, 1024, 1024)
+        calls.append((dout, q, k, v, out, lse, None, problem.softmax_scale, *diagonals))
+        plain.append(operator(*calls[-1]))
+    torch.cuda.synchronize()
+
+    def differs(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> bool:
+        near = (got[0] - want[0]).abs().max() <= 0.05 * want[0].abs().max()  # dq is added up in any order
+        return not near or not all(torch.equal(x, y) for x, y in zip(got[1:], want[1:], strict=True))
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = [operator(*call) for call in calls]
+    in_graph = 0
+    for _ in range(20):
+        for grads in captured:
+            for x in grads:
+                x.fill_(torch.nan)
+        graph.replay()
+        in_graph += any(differs(got, want) for got, want in zip(captured, plain, strict=True))
+    streams = [torch.cuda.Stream() for _ in calls]
+    together = []
+    for _ in range(20):
+        for stream, call, want in zip(streams, calls, plain, strict=True):
+            with torch.cuda.stream(stream):
+                together.append((operator(*call), want))
+    torch.cuda.synchronize()
+    in_streams = sum(differs(got, want) for got, want in together)
+    print(
+        f"{'BAD' if in_graph or in_streams else 'ok '} {in_graph} of 20 launches of a graph and {in_streams} of 40 "
+        "launches in two streams differ",
+        flush=True,
+    )
+    return in_graph + in_streams
+
+
 def check_under_load(operator: Operator) -> int:
     """Compare the bits of 100 launches that fill the device, in deterministic mode."""
     wrong = 0
@@ -230,30 +276,36 @@ def check_wide() -> int:
 def measure(names: list[str]) -> int:
     """Print a table of medians of the backward alone: all take turns, each call with a cold L2 cache.
 
-    ``tiled-ws!`` is ``tiled-ws`` in deterministic mode. Candidates are called past autograd.
+    Its last line is the geometric mean of how much faster than the first each is.
+    ``tiled-ws!`` is ``tiled-ws`` in deterministic mode. Candidates are called past autograd, as is ``default``, the
+    rung that they are to be compared with.
     """
     registry = discover()
     flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
     print(f"{'bf16 backward, TFLOP/s (ms)':42s}" + "".join(f"{name:>18s}" for name in names))
     torch.utils.deterministic.fill_uninitialized_memory = False
+    logs = dict.fromkeys(names, 0.0)
+    direct = {name: operator_of(name) for name in names if name in ("default", *CANDIDATES)}
     for problem in TIMED:
         qkv = [tensor(problem.batch, problem.heads, problem.q_len, problem, "bshd") for _ in range(3)]
         dout = tensor(problem.batch, problem.heads, problem.q_len, problem, "bshd")
         for x in qkv:
             x.requires_grad_()
-        outs = {name: registry[name.removesuffix("!")](*qkv, problem) for name in names if name not in CANDIDATES}
+        outs = {name: registry[name.removesuffix("!")](*qkv, problem) for name in names if name not in direct}
         with torch.no_grad():
             saved = tiled.tiled_ws(*qkv, problem, return_lse=True)
+        bare = [x.detach() for x in qkv]
         rest = (None, problem.softmax_scale, *ops.diagonals(problem.mask, problem.q_len, problem.kv_len))
         times: dict[str, list[float]] = {name: [] for name in names}
         for turn in range(WARM + ROUNDS):
             for name in names:
                 torch.use_deterministic_algorithms(name.endswith("!"))
                 flush.zero_()
+                torch.cuda._sleep(WAIT_CLOCKS)
                 begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 begin.record()
-                if name in CANDIDATES:
-                    operator_of(name)(dout, *(x.detach() for x in qkv), *saved, *rest)
+                if name in direct:
+                    direct[name](dout, *bare, *saved, *rest)
                 else:
                     torch.autograd.grad(outs[name], qkv, dout, retain_graph=True)
                 end.record()
@@ -264,8 +316,10 @@ def measure(names: list[str]) -> int:
         cells = ""
         for name in names:
             ms = statistics.median(times[name])
+            logs[name] += math.log(statistics.median(times[names[0]]) / ms) / len(TIMED)
             cells += f"{problem.flops(Direction.BWD) / ms / 1e9:10.0f} ({ms:5.3f})"
         print(f"{problem.id:42s}{cells}", flush=True)
+    print(f"{'against ' + names[0]:42s}" + "".join(f"{math.exp(logs[name]):18.3f}" for name in names))
     return 0
 
 
@@ -287,6 +341,7 @@ def main(arguments: list[str]) -> int:
     torch.use_deterministic_algorithms(True)
     wrong = check(operator, names[0])
     torch.use_deterministic_algorithms(False)
+    wrong = wrong or check_graph_and_streams(operator)
     return min(wrong + (check_under_load(operator) if names == ["deterministic"] and not wrong else 0), 99)
 
 

@@ -35,7 +35,7 @@ timeout -k 2 25 python3 "$look" far 2>&1 | tail -n 3
 seconds "far checked"
 wait "$candidates" || tail -n 20 "$folder/candidates.log"
 declare -A checks
-for mode in staggered lean; do
+for mode in staggered staying early staying_early; do
   timeout -k 2 40 python3 "$look" check "$mode" > "$folder/$mode.log" 2>&1 &
   checks[$mode]=$!
 done
@@ -49,7 +49,7 @@ for mode in "${!checks[@]}"; do
 done
 seconds "candidates checked, right: ${right[*]}"
 # The times of what is there already, and of tiled-async once it is built.
-timeout -k 2 45 python3 "$look" time tiled-ws 'tiled-ws!' "${right[@]}" sdpa-cudnn sdpa-flash 2>&1 | tail -n 20
+timeout -k 2 45 python3 "$look" time default "${right[@]}" tiled-ws 'tiled-ws!' sdpa-cudnn 2>&1 | tail -n 20
 seconds "timed"
 wait "$async" || tail -n 20 "$folder/async.log"
 seconds "tiled-async built"

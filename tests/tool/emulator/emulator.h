@@ -225,6 +225,10 @@ inline void run_copy(const Copy& copy) {
 
 }  // namespace emulator
 
+inline int atomicAdd(int* to, int x) {
+  return std::exchange(*to, *to + x);
+}
+
 #define __syncthreads() emulator::barrier()
 #define __syncwarp() emulator::meet_warp()
 #define __shfl_xor_sync(mask, x, step) emulator::from_lane(x, emulator::current % emulator::kLanes ^ (step))

@@ -20,10 +20,10 @@
 #include "hopper/barrier.h"
 #include "hopper/bulk_copy.h"
 #include "hopper/choice.h"
-#include "hopper/copy_engine.h"
 #include "hopper/held_rows.h"
 #include "hopper/pipeline.h"
 #include "hopper/tensor_map.h"
+#include "hopper/tma.h"
 #include "hopper/wgmma.h"
 
 using namespace attn;
@@ -72,7 +72,7 @@ std::string place(int a, int b) {
   return "(" + std::to_string(a) + "," + std::to_string(b) + ")";
 }
 
-// ---- copy engine ----------------------------------------------------------------------------------------------------
+// ---- TMA ------------------------------------------------------------------------------------------------------------
 
 struct Tensor4 {  // [batch, heads, rows, head_dim] that lies as [batch, rows, heads, head_dim]
   int batch, heads, rows, head_dim;
@@ -333,7 +333,7 @@ void check_matrices() {
 
 // ---- barriers and registers -----------------------------------------------------------------------------------------
 
-// A producer warpgroup fills a ring by the copy engine, two consumer warpgroups sum up the tiles, registers are traded.
+// A producer warpgroup fills a ring by TMA, two consumer warpgroups sum up the tiles, registers are traded.
 template <int tiles>
 __global__ void __launch_bounds__(384, 1) ring_kernel(const __grid_constant__ Maps maps, float* sums) {
   using Tile = Slabs<64, 64>;
@@ -698,6 +698,137 @@ void check_lower_half() {
   }
 }
 
+// The way of dS: two warpgroups store half of the rows each, and both multiply the transpose of all of them, round
+// after round, in two places by turns. A value of another round, or one not stored yet, shows in the sum.
+__host__ __device__ inline int exchanged(int row, int column, int round) {
+  return (row * 3 + column * 5 + round * 7 + row * column) % 8 - 3;
+}
+__global__ void __launch_bounds__(2 * kWarpgroup, 1) exchange_kernel(const bf16* b, float* c, int rounds) {
+  using D = Slabs<128, 64>;
+  using B = Slabs<128, 128>;
+  const uint32_t bt = shared_memory_start(), dt = bt + B::kBytes;
+  for (int i = threadIdx.x; i < 128 * 16; i += 2 * kWarpgroup) {
+    store_shared(bt + B::offset(i / 16, i % 16), reinterpret_cast<const uint4*>(b)[i]);
+  }
+  publish_stores();
+  __syncthreads();
+  const int group = warpgroup(), row = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
+  Accumulator<1, 8> acc;
+  acc.clear();
+  for (int round = 0; round < rounds; ++round) {
+    Held<1, 4> held;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int at = row + lane / 4 + i % 2 * 8, column = k * 16 + lane % 4 * 2 + i / 2 * 8;
+        held.at[0][k][i] = pack<bf16>(exchanged(at, column, round), exchanged(at, column + 1, round));
+      }
+    }
+    const uint32_t d = dt + round % 2 * D::kBytes;
+    if (group == (round / 3 + blockIdx.x) % 2) __nanosleep(round % 5 * 100);  // drift apart
+    store_rows<D>(held, d, row);
+    publish_stores();
+    named_barrier<1>(2 * kWarpgroup);
+    pin(acc);
+    begin_products();
+    start_product<bf16, 8>(acc, AcrossRows<D>::of(d), AcrossRows<B>::of(bt + group * B::kSlabBytes), true);
+    commit_products();
+    wait_for_products<0>();
+    pin(acc);
+  }
+  store_accumulator<bf16, 64>(acc, c + blockIdx.x * 128 * 64);
+}
+
+void check_exchange() {
+  constexpr int kRounds = 100, kBlocks = 132;
+  OnDevice<bf16> b(128 * 128);
+  OnDevice<float> c(kBlocks * 128 * 64);
+  for (int i = 0; i < 128 * 128; ++i) b[i] = number<bf16>(float(exchanged(i / 128, i % 128, 3)));
+  run_blocks(exchange_kernel, kBlocks, 2 * kWarpgroup, 64 * 1024, b.at, c.at, kRounds);
+  std::vector<float> want(128 * 64);
+  for (int m = 0; m < 64; ++m) {
+    for (int k = 0; k < 128; ++k) {
+      int sum = 0;
+      for (int round = 0; round < kRounds; ++round) sum += exchanged(k, m, round);
+      for (int j = 0; j < 128; ++j) want[(j / 64 * 64 + m) * 64 + j % 64] += float(sum * exchanged(k, j, 3));
+    }
+  }
+  int wrong = 0;
+  for (int i = 0; i < int(c.count); ++i) {
+    if (c[i] != want[i % (128 * 64)] && ++wrong <= 2) {
+      bad("block " + std::to_string(i / (128 * 64)) + " C" + place(i / 64 % 128, i % 64) + " want " +
+          std::to_string(want[i % (128 * 64)]) + " got " + std::to_string(c[i]));
+    }
+  }
+  if (wrong) bad(std::to_string(wrong) + " wrong");
+}
+
+// ---- kernels that start early ---------------------------------------------------------------------------------------
+
+// The three of a backward: the first writes what TMA in the second reads and adds to, the third reads that.
+__global__ void early_first_kernel(float* numbers, float* sums, int turn) {
+  let_kernel_after_start();
+  __nanosleep(5000);
+  const int i = blockIdx.x * 32 + threadIdx.x;
+  numbers[i] = float(i + turn);
+  sums[i] = 1.0f;
+}
+__global__ void early_second_kernel(const float* numbers, float* sums) {
+  const uint32_t start = shared_memory_start(), barrier = start + 128;
+  if (threadIdx.x == 0) {
+    make_barrier(barrier, 1);
+    publish_barriers();
+  }
+  __syncthreads();
+  wait_for_kernel_before();
+  let_kernel_after_start();
+  if (threadIdx.x == 0) {
+    arrive_and_expect(barrier, 128);
+    start_run_load(start, numbers + blockIdx.x * 32, 128, barrier);
+    wait_for_phase(barrier, 0);
+    __nanosleep(3000);
+    start_run_addition(sums + blockIdx.x * 32, start, 128);
+    wait_for_additions_to_read();
+  }
+}
+__global__ void early_third_kernel(const float* sums, float* result) {
+  wait_for_kernel_before();
+  const int i = blockIdx.x * 32 + threadIdx.x;
+  result[i] = 2 * sums[i];
+}
+
+void check_early_start() {
+  constexpr int kBlocks = 500, kCount = kBlocks * 32;
+  OnDevice<float> numbers(kCount), sums(kCount), result(kCount);
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(kBlocks);
+  config.blockDim = dim3(32);
+  config.dynamicSmemBytes = 256;
+  for (int turn = 0; turn < 20; ++turn) {
+    config.attrs = &early;
+    config.numAttrs = 0;
+    must(cudaLaunchKernelEx(&config, early_first_kernel, numbers.at, sums.at, turn), "the first launch");
+    config.numAttrs = 1;
+    must(cudaLaunchKernelEx(&config, early_second_kernel, static_cast<const float*>(numbers.at), sums.at),
+         "the second launch");
+    must(cudaLaunchKernelEx(&config, early_third_kernel, static_cast<const float*>(sums.at), result.at),
+         "the third launch");
+    must(cudaDeviceSynchronize(), "kernel");
+    int wrong = 0;
+    for (int i = 0; i < kCount; ++i) {
+      const float want = 2.0f * float(i + turn + 1);
+      if (result[i] != want && ++wrong <= 2) {
+        bad("turn " + std::to_string(turn) + ", result " + std::to_string(i) + " is " + std::to_string(result[i]));
+      }
+    }
+    if (wrong) return bad(std::to_string(wrong) + " wrong");
+  }
+}
+
 // ---- speed ----------------------------------------------------------------------------------------------------------
 
 // Every multiprocessor, `groups` warpgroups: products of both kinds that the kernels use, on whatever lies in memory.
@@ -784,6 +915,8 @@ const std::map<std::string, std::function<void()>> checks = {
        check_matrices<64>();
        check_matrices<128>();
      }},
+    {"exchange", check_exchange},
+    {"early_start", check_early_start},
     {"wgmma_transposed_a", [] { check_transposed<bf16, 8>(); }},
     {"wgmma_transposed_a_fp16", [] { check_transposed<__half, 4>(); }},
     {"wgmma_lower_half_along", check_lower_half<false>},

@@ -12,11 +12,11 @@ namespace attn {
 
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads) async_backward_prepare_kernel(BackwardParams<T> p) {
-  prepare_rows(p);
+  prepare_rows(p, static_cast<int>(blockIdx.x));
 }
 template <typename T, int columns>
 __global__ void __launch_bounds__(kElementwiseThreads) async_backward_convert_kernel(BackwardParams<T> p) {
-  convert_dq<T, columns>(p);
+  convert_dq<T, columns>(p, static_cast<int>(blockIdx.x));
 }
 
 // What one pass over the scores computes.

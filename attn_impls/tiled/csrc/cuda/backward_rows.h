@@ -10,14 +10,14 @@ constexpr int kRowThreads = 8;  // threads that share a row in prepare_rows()
 constexpr int kRowsABlock = 16;
 constexpr int kElementwiseThreads = kRowThreads * kRowsABlock;
 
-// lse_log2 and delta from dout, out, lse and dlse.
+// lse_log2 and delta of the `block`-th rows from dout, out, lse and dlse.
 template <typename T>
-__device__ inline void prepare_rows(const BackwardParams<T>& p) {
+__device__ inline void prepare_rows(const BackwardParams<T>& p, int block) {
   static_assert(kPaddedRows % kRowsABlock == 0);
   const int blocks_a_head = p.padded / kRowsABlock, heads = static_cast<int>(p.shape.heads);
-  const int batch_head = static_cast<int>(blockIdx.x) / blocks_a_head, batch = batch_head / heads;
+  const int batch_head = block / blocks_a_head, batch = batch_head / heads;
   const int head = batch_head % heads;
-  const int row = static_cast<int>(blockIdx.x) % blocks_a_head * kRowsABlock + threadIdx.x / kRowThreads;
+  const int row = block % blocks_a_head * kRowsABlock + threadIdx.x / kRowThreads;
   const int64_t index = static_cast<int64_t>(batch_head) * p.padded + row;
   const int lane = threadIdx.x % kRowThreads;
   const bool exists = row < p.shape.q_len;
@@ -45,12 +45,13 @@ __device__ inline void prepare_rows(const BackwardParams<T>& p) {
   p.delta[index] = !sees ? 0.0f : p.dlse == nullptr ? sum : sum - p.dlse[from];
 }
 
-// dQ in the tensor's own order and type from the sums, which lie as C fragments. Lanes 4g ... 4g + 3 of a fragment hold
-// row g in their first two floats and row g + 8 in the others: a thread takes these 64 contiguous bytes.
+// The `block`-th part of dQ in the tensor's own order and type from the sums, which lie as C fragments. Lanes 4g ...
+// 4g + 3 of a fragment hold row g in their first two floats and row g + 8 in the others: a thread takes these 64
+// contiguous bytes.
 template <typename T, int columns>
-__device__ inline void convert_dq(const BackwardParams<T>& p) {
+__device__ inline void convert_dq(const BackwardParams<T>& p, int block) {
   constexpr int kChunks = columns / kChunk;
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kElementwiseThreads + threadIdx.x;
+  const int64_t index = static_cast<int64_t>(block) * kElementwiseThreads + threadIdx.x;
   const int chunk = static_cast<int>(index % kChunks), g = static_cast<int>(index / kChunks % 8);
   const int64_t piece = index / (kChunks * 8);
   const int pieces_a_head = p.padded / kPiece, batch_head = static_cast<int>(piece) / pieces_a_head;

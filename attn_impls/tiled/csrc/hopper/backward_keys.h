@@ -9,20 +9,56 @@
 #include "backward_block.h"
 #include "held_rows.h"
 #include "wgmma.h"
+#include "write_rows.h"
 
 namespace attn {
 
 template <typename T, typename Tiles>
 class BackwardKeys {
  public:
-  using Block = BackwardBlock<Tiles>;
+  using Block = BackwardBlock<T, Tiles>;
   using Turn = typename Block::Turn;
 
-  __device__ __forceinline__ BackwardKeys(const Block& given, int group)
-      : block(given), number(group), warp(static_cast<int>(threadIdx.x) / kWarp % (kWarpgroup / kWarp)) {
+  __device__ __forceinline__ BackwardKeys(Block& given, int group)
+      : block(given), number(group), warp(static_cast<int>(threadIdx.x) / kWarp % (kWarpgroup / kWarp)) {}
+
+  // All keys of the block. Where others follow, their copies are under way while dK and dV are written, and the other
+  // warpgroup may be at work on them.
+  __device__ __forceinline__ void compute() {
+    if constexpr (!Tiles::kStays) {
+      block.take(static_cast<int>(blockIdx.x));
+      wait_for_phase(block.kv_full(), 0);
+      begin();
+      visit_queries();
+      end_additions();
+      store();
+    } else {
+      for (uint32_t parity = 0; block.next_keys(parity);) {
+        begin();
+        visit_queries();
+        parity = block.release_keys();
+        end_additions();
+        write();
+      }
+    }
+  }
+
+ private:
+  using Kv = typename Block::Kv;
+  using Rows = typename Block::Rows;
+  using Ds = typename Block::Ds;
+  static constexpr int kStep = kSlabColumns, kSteps = Tiles::kQueries / kStep;
+  static constexpr int kDepth = Tiles::kColumns / kPiece, kStepDepth = kStep / kPiece;
+  using Scores = Accumulator<1, kStep / kChunk>;
+  using Factor = Held<1, kStepDepth>;
+  using Dq = Accumulator<1, kSlabColumns / kChunk>;
+  static constexpr int kColumnSlabs = Tiles::kColumns / kSlabColumns;
+  static_assert(kSteps * kColumnSlabs == Tiles::kWarpgroups && kSteps <= 2);
+  static_assert(Tiles::kStages == 2, "a dS for each stage, and both in turn");
+
+  __device__ __forceinline__ void begin() {
     dk.clear();
     dv.clear();
-    wait_for_phase(block.kv_full(), 0);
     keys = own_rows(block.k());
     values = own_rows(block.v());
   }
@@ -36,6 +72,7 @@ class BackwardKeys {
     Factor weights, rounded;
     if constexpr (!Tiles::kRegistersToSpare) {
       for (; at.head < block.end; block.advance(at)) {
+        if constexpr (Tiles::kStays) turn.stage = one_for_warp(turn.stage);
         start_tile(scores);
         take_tile(scores, weights, rounded, at);
         finish_tile<false>(scores, rounded, at);
@@ -54,21 +91,7 @@ class BackwardKeys {
         take_tile(scores, weights, rounded, at);
       }
     }
-    finish();
   }
-
- private:
-  using Kv = typename Block::Kv;
-  using Rows = typename Block::Rows;
-  using Ds = typename Block::Ds;
-  static constexpr int kStep = kSlabColumns, kSteps = Tiles::kQueries / kStep;
-  static constexpr int kDepth = Tiles::kColumns / kPiece, kStepDepth = kStep / kPiece;
-  using Scores = Accumulator<1, kStep / kChunk>;
-  using Factor = Held<1, kStepDepth>;
-  using Dq = Accumulator<1, kSlabColumns / kChunk>;
-  static constexpr int kColumnSlabs = Tiles::kColumns / kSlabColumns;
-  static_assert(kSteps * kColumnSlabs == Tiles::kWarpgroups && kSteps <= 2);
-  static_assert(Tiles::kStages == 2, "a dS for each stage, and both in turn");
 
   __device__ __forceinline__ void start_tile(Scores& scores) {
     block.q_ring().wait_until_full(turn);
@@ -84,6 +107,7 @@ class BackwardKeys {
       begin_products();
       start_dk<0>(first, turn);
       start_scores<1>(scores);
+      if (block.p.added != nullptr) end_additions();  // whoever waits for them is one visit behind under a causal mask
       take_step<1>(scores, weights, rounded, at);
     }
     if constexpr (Tiles::kRegistersToSpare) {  // otherwise dV may take until dQ is waited for
@@ -153,7 +177,7 @@ class BackwardKeys {
   __device__ static uint32_t own_numbers(uint32_t numbers) { return numbers + threadIdx.x % 4 * 8; }
 
   __device__ __forceinline__ void weigh(Scores& scores, Visit at, int step) const {
-    const HopperBackwardParams& p = block.p;
+    const HopperBackwardParams<T>& p = block.p;
     if (!block.plain.has(at.tile)) {
       const int kv_len = static_cast<int>(p.shape.kv_len);
       hide_scores<true>(scores, TileMask::of(p.band, at.tile * Tiles::kQueries, block.k0, kv_len),
@@ -186,8 +210,8 @@ class BackwardKeys {
   // needs nobody else to add them; in a fixed order it waits for those of the key tiles before, and tells those after.
   __device__ __forceinline__ void pass_on(const Dq& dq, Visit at) {
     static_assert(Block::kWarpDq == Dq::kColumnTiles * kWarp * 16);
-    const int lane = static_cast<int>(threadIdx.x) % kWarp;
-    const uint32_t place = block.dq(number * (kWarpgroup / kWarp) + warp);
+    const int lane = thread_read_anew() % kWarp;  // rather than held from visit to visit
+    const uint32_t place = block.dq(own_warp());
     if (lane == 0) finish_addition();
     __syncwarp();
 #pragma unroll
@@ -198,20 +222,25 @@ class BackwardKeys {
     }
     publish_stores();
     __syncwarp();
-    if (lane != 0) return;
-    const HopperBackwardParams& p = block.p;
+    if (lane == 0) start_addition(place, at);
+    __syncwarp();  // what follows is for whole warps
+  }
+  // By one lane, as are the next.
+  __device__ __forceinline__ void start_addition(uint32_t place, Visit at) {
+    const HopperBackwardParams<T>& p = block.p;
     if (p.added != nullptr) {
       const int q0 = at.tile * Tiles::kQueries, q1 = min(q0 + Tiles::kQueries, static_cast<int>(p.shape.q_len));
-      const int before =
-          block.key_tile - key_tiles(p.band, q0, q1, static_cast<int>(p.shape.kv_len), Tiles::kKeys).first;
-      untold = static_cast<int>(block.padded_row(at) / Tiles::kQueries);
-      wait_until_told(p.added + untold, before * Block::kWarps);
+      untold = block.padded_row(at) / Tiles::kQueries;
+      wait_until_told(p.added + untold, block.adds_before(q0, q1) * Block::kWarps);
     }
-    const int64_t piece = block.padded_row(at) / kPiece + number / kColumnSlabs * (kWarpgroupRows / kPiece) + warp;
-    const int64_t fragment = piece * (Tiles::kColumns / kChunk) + number % kColumnSlabs * Dq::kColumnTiles;
+    constexpr int kWarps = kWarpgroup / kWarp;
+    const int mine = own_warp(), group = mine / kWarps;
+    const int piece = block.padded_row(at) / kPiece + group / kColumnSlabs * kWarps + mine % kWarps;
+    const int64_t fragment =
+        static_cast<int64_t>(piece) * (Tiles::kColumns / kChunk) + group % kColumnSlabs * Dq::kColumnTiles;
     start_run_addition(p.dq_sum + fragment * (kWarp * 4), place, Block::kWarpDq);
   }
-  // By the lane that starts additions, before the next and after the last.
+  // Before the next and after the last.
   __device__ __forceinline__ void finish_addition() {
     if (untold < 0) return wait_for_additions_to_read();
     wait_for_additions();
@@ -219,26 +248,42 @@ class BackwardKeys {
     untold = -1;
   }
 
+  // Of all warps that compute, found anew each time rather than held.
+  __device__ static int own_warp() { return thread_read_anew() / kWarp - kWarpgroup / kWarp; }
+
+  // By all lanes: after the last tile of queries, and where somebody may wait for it.
+  __device__ __forceinline__ void end_additions() {
+    if (threadIdx.x % kWarp == 0) finish_addition();
+    __syncwarp();
+  }
+
+  // Write dK and dV from the registers.
+  __device__ __forceinline__ void write() const {
+    const HopperBackwardParams<T>& p = block.p;
+    const int row = block.k0 + own_warp() * kPiece;
+    const int head_dim = static_cast<int>(p.shape.head_dim);
+    const float one[1][2] = {{1.0f, 1.0f}}, scale[1][2] = {{p.scale, p.scale}};
+    write_rows(dv, one, p.dv, block.batch, block.kv_head, row, block.k1, head_dim);
+    write_rows(dk, scale, p.dk, block.batch, block.kv_head, row, block.k1, head_dim);
+  }
   // Write dK and dV by way of the places of K and V.
-  __device__ __forceinline__ void finish() {
-    const HopperBackwardParams& p = block.p;
+  __device__ __forceinline__ void store() const {
+    const HopperBackwardParams<T>& p = block.p;
     const int row = number * kWarpgroupRows + warp * kPiece;
-    const bool starts = threadIdx.x % kWarp == 0;
-    if (starts) finish_addition();
     named_barrier<1>(Tiles::kWarpgroups * kWarpgroup);  // all are done with K
     const float one[1][2] = {{1.0f, 1.0f}}, scale[1][2] = {{p.scale, p.scale}};
     store_rounded<T, Kv>(dv, one, block.v(), row);
     store_rounded<T, Kv>(dk, scale, block.k(), row);
     publish_stores();
     __syncwarp();
-    if (!starts || block.k0 + row >= block.k1) return;
+    if (threadIdx.x % kWarp != 0 || block.k0 + row >= block.k1) return;
 #pragma unroll
     for (int slab = 0; slab < Kv::kCount; ++slab) {
       if (slab * kSlabColumns >= p.shape.head_dim) break;
       const BoxAt box{slab * kSlabColumns, block.k0 + row, block.kv_head, block.batch};
       const int inside = slab * Kv::kSlabBytes + row * kSlabRowBytes;
-      start_store(p.dv, box, block.v() + inside);
-      start_store(p.dk, box, block.k() + inside);
+      start_store(p.to_dv, box, block.v() + inside);
+      start_store(p.to_dk, box, block.k() + inside);
     }
     wait_for_stores_to_read();
   }
@@ -252,7 +297,7 @@ class BackwardKeys {
   }
   using Own = std::conditional_t<Tiles::kRegistersToSpare, Held<1, kDepth>, AlongRows<Kv>>;
 
-  const Block& block;
+  Block& block;
   const int number, warp;  // of the warpgroup, and of the warp in it
   Own keys, values;
   Accumulator<1, Tiles::kColumns / kChunk> dk, dv;

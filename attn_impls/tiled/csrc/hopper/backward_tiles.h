@@ -12,12 +12,15 @@ namespace attn {
 // For heads of up to `columns` numbers: warpgroups that compute; queries a tile; tiles of Q, and of dO, in flight or in
 // use; whether the registers suffice for K and V, which are read from shared memory less often then, and for the next
 // tile's scores beside dQ; whether blocks of a head begin at different tiles, so as not to add to the same dQ at a
-// time.
-template <int columns, int warpgroups, int queries, int stages, bool registers_to_spare, bool staggered = false>
+// time; whether a block stays and takes up other keys when it is done with its own; whether a kernel's blocks are
+// started while the kernel before it ends.
+template <int columns, int warpgroups, int queries, int stages, bool registers_to_spare, bool staggered = false,
+          bool stays = false, bool early = false>
 struct HopperKeyTiles {
   static constexpr int kColumns = columns, kWarpgroups = warpgroups, kKeys = warpgroups * kWarpgroupRows;
   static constexpr int kQueries = queries, kStages = stages;
   static constexpr bool kRegistersToSpare = registers_to_spare, kStaggered = staggered;
+  static constexpr bool kStays = stays, kEarly = early;
 };
 
 constexpr int kMostHopperBackwardColumns = 128;  // 64 keys of dK and dV, wider, are more than a warpgroup's registers

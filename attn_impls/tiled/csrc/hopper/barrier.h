@@ -68,6 +68,16 @@ __device__ inline void publish_stores() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+// Of a kernel that may be started before the kernel before it has ended (launch.h, Start::kEarly): wait until that one
+// has, and all it wrote can be read, by TMA too. Nothing happens where it was started in turn.
+__device__ inline void wait_for_kernel_before() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+// The kernel after this one may be started when every block has called this or ended, and there is room for it.
+__device__ inline void let_kernel_after_start() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
 // Give back registers beyond `registers` a thread, or wait until as many are free. All warps of a warpgroup call it.
 template <int registers>
 __device__ inline void shrink_registers() {
@@ -78,9 +88,19 @@ __device__ inline void grow_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers));
 }
 
-// The number of this thread's warpgroup, which the compiler then knows to be the same for the whole warp.
+// A number that is the same for the whole warp; the compiler must be told, or it takes every branch on it for one that
+// parts the warp.
+__device__ inline int same_for_warp(uint32_t x) {
+  return __shfl_sync(0xffffffffu, static_cast<int>(x), 0);
+}
+// The same, in a register that the warp has once, as descriptors of products need it. In loops within loops ptxas holds
+// it in every lane otherwise, and moves every descriptor.
+__device__ inline int one_for_warp(uint32_t x) {
+  return static_cast<int>(__reduce_max_sync(0xffffffffu, x));
+}
+// The number of this thread's warpgroup.
 __device__ inline int warpgroup() {
-  return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
+  return same_for_warp(threadIdx.x / kWarpgroup);
 }
 
 }  // namespace attn

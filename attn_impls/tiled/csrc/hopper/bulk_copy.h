@@ -1,4 +1,4 @@
-// The copy engine without a tensor map: runs of contiguous bytes. Addresses and lengths are multiples of 16 bytes.
+// TMA without a tensor map: runs of contiguous bytes. Addresses and lengths are multiples of 16 bytes.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,7 @@ __device__ inline void wait_for_additions() {
 }
 
 // A count in global memory that blocks pass on to each other. One thread tells that what it waited for is done; another
-// waits until enough have told, and what it starts then comes after that. The copy engine's path to memory is another
+// waits until enough have told, and what it starts then comes after that. TMA's path to memory is another
 // than the thread's, hence the fences.
 __device__ inline void tell(int* count) {
   asm volatile("fence.proxy.async.global;" ::: "memory");

@@ -7,10 +7,10 @@
 #include "../cuda/query_tile.h"
 #include "../cuda/tile_mask.h"
 #include "choice.h"
-#include "copy_engine.h"
 #include "forward_tiles.h"
 #include "pipeline.h"
 #include "slab_tile.h"
+#include "tma.h"
 #include "wgmma.h"
 
 namespace attn {

@@ -2,11 +2,11 @@
 // end of a tile is computed, the copies of the next are under way.
 #pragma once
 
-#include "copy_engine.h"
 #include "forward_tiles.h"
 #include "pipeline.h"
 #include "schedule.h"
 #include "slab_tile.h"
+#include "tma.h"
 
 namespace attn {
 
@@ -123,9 +123,6 @@ struct PersistentBlock {
   }
 
  private:
-  // Which it is, but the compiler must be told, or it takes every branch on it for one that parts the warp.
-  __device__ static int same_for_warp(uint32_t x) { return __shfl_sync(0xffffffffu, static_cast<int>(x), 0); }
-
   // The barrier's phase ends after these stores, and whoever waits for it sees them.
   __device__ uint32_t announce(QTurn turn, const Work& work, int bytes) const {
     q_ring().wait_until_empty(turn);

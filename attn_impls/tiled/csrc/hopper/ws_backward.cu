@@ -1,4 +1,4 @@
-// tiled-ws, backward: a warp that copies Q and dO, warpgroups that own keys, dQ added up by the copy engine.
+// tiled-ws, backward: a warp that copies Q and dO, warpgroups that own keys, dQ added up by TMA.
 //
 // What:  three kernels, as in tiled-async: the rows' numbers, the products, the rounding of dQ. In the second a block
 //        holds 128 keys and values in shared memory while one warp asks for tiles of Q and dO, and visits all queries
@@ -6,13 +6,12 @@
 //        visit follow one another. P^T and dS^T never leave the registers as factors of dV and dK; for dQ = dS K, dS is
 //        the one thing that passes through shared memory, and the result leaves as 4096-byte additions that the copy
 //        engine sends to the L2 cache while the tensor cores go on.
-// Why:   tiled-async reads each fragment of Q and dO for 16 rows of result, and shared memory holds it back. wgmma
-// reads
+// Why:   tiled-async reads each fragment of Q and dO for 16 rows of result, and shared memory is its limit. wgmma reads
 //        them for 64, and by itself. Ordinary additions to dQ take instructions of the warps that compute.
-// Deterministic: the additions of a tile of queries wait for those of the key tiles before it, counted in global
-// memory.
-//        A block waits for blocks of lower number only, which were started before it. They fall into step once, one
-//        visit after the other, so that it costs little where there are many blocks.
+// Deterministic: the additions of a tile of queries wait for those of the key tiles after it, counted in global memory.
+//        A block waits for blocks of lower number only, which were started before it: the last keys come first. Without
+//        a mask they fall into step once, one visit after the other, so that it costs little where there are many
+//        blocks; under a causal mask they are in step as they start.
 // Limit: five products read 368 KB of shared memory a visit at head dim 128 and keep the tensor cores waiting for an
 //        eighth of the time. Heads wider than 128 do not fit the registers: tiled-async's backward takes them.
 #include <torch/csrc/stable/library.h>

@@ -1,6 +1,7 @@
 // The backward kernels of tiled-ws and their launch; ws_backward.cu opens with what they do and why.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <tuple>
@@ -12,28 +13,49 @@
 
 namespace attn {
 
-template <typename T>
-__global__ void __launch_bounds__(kElementwiseThreads) ws_backward_prepare_kernel(BackwardParams<T> p) {
-  prepare_rows(p);
+// What is zero before the products: the sums of dQ, and counts.
+struct Zeros {
+  int* counts;
+  int64_t how_many;
+};
+
+// The first kernel ends with the first heads, with which the second begins, and the third begins with the last, with
+// which the second ended: these are in the L2 cache.
+__device__ inline int block_from_the_end() {
+  return static_cast<int>(gridDim.x - 1 - blockIdx.x);
+}
+template <typename T, int columns>
+__global__ void __launch_bounds__(kElementwiseThreads) ws_backward_prepare_kernel(BackwardParams<T> p, Zeros zeros) {
+  let_kernel_after_start();
+  const int block = block_from_the_end(), thread = static_cast<int>(threadIdx.x);
+  float4* const sums = reinterpret_cast<float4*>(p.dq_sum) + static_cast<int64_t>(block) * (kRowsABlock * columns / 4);
+#pragma unroll
+  for (int i = 0; i < kRowsABlock * columns / 4; i += kElementwiseThreads) sums[i + thread] = float4{0, 0, 0, 0};
+  const int64_t index = static_cast<int64_t>(block) * kElementwiseThreads + thread;
+  if (index < zeros.how_many) zeros.counts[index] = 0;
+  prepare_rows(p, block);
 }
 template <typename T, int columns>
 __global__ void __launch_bounds__(kElementwiseThreads) ws_backward_convert_kernel(BackwardParams<T> p) {
-  convert_dq<T, columns>(p);
+  wait_for_kernel_before();
+  convert_dq<T, columns>(p, block_from_the_end());
 }
 
 template <typename T, typename Tiles>
 __global__ void __launch_bounds__(kSpecialisedThreads<Tiles>, 1)
-    ws_backward_keys_kernel(const __grid_constant__ HopperBackwardParams p) {
+    ws_backward_keys_kernel(const __grid_constant__ HopperBackwardParams<T> p) {
   using Shares = Registers<Tiles::kWarpgroups>;
-  const BackwardBlock<Tiles> block(p);
+  BackwardBlock<T, Tiles> block(p);
   block.make_barriers();
+  wait_for_kernel_before();
+  let_kernel_after_start();
   const int group = warpgroup();
   if (group == 0) {
     shrink_registers<Shares::kCopying>();
     if (threadIdx.x == 0) block.load();
   } else {
     grow_registers<Shares::kComputing>();
-    BackwardKeys<T, Tiles>(block, group - 1).visit_queries();
+    BackwardKeys<T, Tiles>(block, group - 1).compute();
   }
 }
 
@@ -44,17 +66,21 @@ void with_key_columns(int64_t head_dim, const Body& body) {
   return body(Constant<kMostHopperBackwardColumns>{});
 }
 
-// `params` and `hopper` agree; the sums of dQ are zero, and so are the counts where there are any.
+// `params` and `hopper` agree.
 template <typename T, typename Tiles>
-void launch_ws_backward(const Tensor& on, const BackwardParams<T>& params, const HopperBackwardParams& hopper) {
+void launch_ws_backward(const Tensor& on, const BackwardParams<T>& params, const HopperBackwardParams<T>& hopper,
+                        const Zeros& zeros) {
+  constexpr Start kNext = Tiles::kEarly ? Start::kEarly : Start::kInTurn;
   const Shape& shape = params.shape;
   const int64_t rows = shape.batch * shape.heads * params.padded;
-  launch(on, rows / kRowsABlock, dim3(kElementwiseThreads), 0, ws_backward_prepare_kernel<T>, params);
-  const int64_t tiles = (shape.kv_len + Tiles::kKeys - 1) / Tiles::kKeys;
-  launch(on, shape.batch * shape.kv_heads * tiles, dim3(kSpecialisedThreads<Tiles>), BackwardBlock<Tiles>::kBytes,
+  launch(on, rows / kRowsABlock, dim3(kElementwiseThreads), 0, ws_backward_prepare_kernel<T, Tiles::kColumns>, params,
+         zeros);
+  int64_t blocks = shape.batch * shape.kv_heads * ((shape.kv_len + Tiles::kKeys - 1) / Tiles::kKeys);
+  if (Tiles::kStays) blocks = std::min<int64_t>(blocks, device_of(on).multiprocessors);
+  launch(on, kNext, blocks, dim3(kSpecialisedThreads<Tiles>), BackwardBlock<T, Tiles>::kBytes,
          ws_backward_keys_kernel<T, Tiles>, hopper);
   const int64_t threads = rows / 2 * (Tiles::kColumns / kChunk);
-  launch(on, (threads + kElementwiseThreads - 1) / kElementwiseThreads, dim3(kElementwiseThreads), 0,
+  launch(on, kNext, (threads + kElementwiseThreads - 1) / kElementwiseThreads, dim3(kElementwiseThreads), 0,
          ws_backward_convert_kernel<T, Tiles::kColumns>, params);
 }
 
@@ -84,9 +110,10 @@ std::tuple<Tensor, Tensor, Tensor> hopper_backward(bool deterministic, const Ten
       const int64_t tiles = (shape.q_len + Tiles::kQueries - 1) / Tiles::kQueries, padded = tiles * Tiles::kQueries;
       const int64_t rows = shape.batch * shape.heads * padded;
       Tensor row_numbers = torch::stable::new_empty(q, {2, rows}, ScalarType::Float);
-      Tensor dq_sum = torch::stable::new_zeros(q, {rows, Tiles::kColumns}, ScalarType::Float);
-      Tensor added =
-          torch::stable::new_zeros(q, {deterministic ? shape.batch * shape.heads * tiles : 0}, ScalarType::Int);
+      Tensor dq_sum = torch::stable::new_empty(q, {rows, Tiles::kColumns}, ScalarType::Float);
+      const int64_t counts = 1 + (deterministic ? shape.batch * shape.heads * tiles : 0);
+      Tensor counted = torch::stable::new_empty(q, {counts}, ScalarType::Int);
+      int* const fetched = static_cast<int*>(counted.data_ptr());
       float* const lse_log2 = static_cast<float*>(row_numbers.data_ptr());
       const float scale_log2 = static_cast<float>(scale * M_LOG2E);
       // Blocks that wait for each other must agree on which of them there are: a band that is empty has no tiles.
@@ -109,22 +136,25 @@ std::tuple<Tensor, Tensor, Tensor> hopper_backward(bool deterministic, const Ten
                                      static_cast<float>(scale),
                                      scale_log2,
                                      band};
-      const HopperBackwardParams hopper{map_of(q, Tiles::kQueries),
-                                        map_of(k, Tiles::kKeys),
-                                        map_of(v, Tiles::kKeys),
-                                        map_of(dout, Tiles::kQueries),
-                                        map_of(dk, kPiece),
-                                        map_of(dv, kPiece),
-                                        shape,
-                                        params.lse_log2,
-                                        params.delta,
-                                        params.dq_sum,
-                                        deterministic ? static_cast<int*>(added.data_ptr()) : nullptr,
-                                        params.padded,
-                                        params.scale,
-                                        scale_log2,
-                                        TileBand::of(band)};
-      launch_ws_backward<T, Tiles>(q, params, hopper);
+      const HopperBackwardParams<T> hopper{map_of(q, Tiles::kQueries),
+                                           map_of(k, Tiles::kKeys),
+                                           map_of(v, Tiles::kKeys),
+                                           map_of(dout, Tiles::kQueries),
+                                           map_of(dk, kPiece),
+                                           map_of(dv, kPiece),
+                                           params.dk,
+                                           params.dv,
+                                           shape,
+                                           params.lse_log2,
+                                           params.delta,
+                                           params.dq_sum,
+                                           fetched,
+                                           deterministic ? fetched + 1 : nullptr,
+                                           params.padded,
+                                           params.scale,
+                                           scale_log2,
+                                           TileBand::of(band)};
+      launch_ws_backward<T, Tiles>(q, params, hopper, {fetched, counts});
     });
   });
   return {dq, dk, dv};

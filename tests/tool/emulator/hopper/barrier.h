@@ -72,12 +72,20 @@ void named_barrier(int threads) {
 }
 
 inline void publish_stores() {}
+inline void wait_for_kernel_before() {}
+inline void let_kernel_after_start() {}
 template <int registers>
 void shrink_registers() {}
 template <int registers>
 void grow_registers() {}
+inline int same_for_warp(uint32_t x) {
+  return __shfl_sync(0xffffffffu, static_cast<int>(x), 0);
+}
+inline int one_for_warp(uint32_t x) {
+  return same_for_warp(x);
+}
 inline int warpgroup() {
-  return static_cast<int>(threadIdx.x) / kWarpgroup;
+  return same_for_warp(threadIdx.x / kWarpgroup);
 }
 
 }  // namespace attn

@@ -1,4 +1,4 @@
-// In place of csrc/hopper/bulk_copy.h: a copy is as late as those of copy_engine.h, an addition takes place when it is
+// In place of csrc/hopper/bulk_copy.h: a copy is as late as those of tma.h, an addition takes place when it is
 // waited for.
 #pragma once
 

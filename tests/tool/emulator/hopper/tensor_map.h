@@ -2,7 +2,7 @@
 // what it was made of, and the device is a Hopper of five multiprocessors.
 #pragma once
 
-#include "copy_engine.h"
+#include "tma.h"
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess };
@@ -23,9 +23,6 @@ inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus*)
 inline cudaError_t cudaGetSymbolAddress(void** address, int* symbol) {
   *address = symbol;
   return cudaSuccess;
-}
-inline int atomicAdd(int* to, int x) {
-  return std::exchange(*to, *to + x);
 }
 
 namespace attn {

@@ -1,4 +1,4 @@
-// In place of csrc/hopper/copy_engine.h: a copy destroys what it will overwrite when it is started and takes place
+// In place of csrc/hopper/tma.h: a copy destroys what it will overwrite when it is started and takes place
 // later, when all threads have run.
 #pragma once
 
