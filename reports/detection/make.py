@@ -1,7 +1,7 @@
 """Writes the detection table, ``table.json`` and ``README.md``: ``python reports/detection/make.py [NAME...]``.
 
 Planted faults and right implementations, each judged by our suite and by the rules that others use. On the CPU, a
-process for every core; about half an hour of one core. With names, only these are judged, and the others' rows are kept.
+process for every core; about half an hour of one core. With names, only these are judged; the others' rows are kept.
 """
 
 from __future__ import annotations
