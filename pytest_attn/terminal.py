@@ -187,7 +187,9 @@ def _summarize_records(reporter: pytest.TerminalReporter, config: pytest.Config,
     reporter.section("attention: records")
     reporter.write_line(f"grid {session.grid_name}: {counts}")
     path = getattr(getattr(config, "_benchmarksession", None), "json", None)
-    if path:
+    if session.unwritten is not None:
+        reporter.write_line(session.unwritten, red=True)
+    elif path:
         name = path.name if hasattr(path, "write") else path  # pytest-benchmark < 5.3 holds an open file
         reporter.write_line(f"charts: attn report {name} -o attn-report")
     else:
