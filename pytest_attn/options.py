@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -137,8 +138,14 @@ def check(config: pytest.Config) -> None:
 def _check_perf_run(config: pytest.Config) -> None:
     """Refuse, before anything is measured, a timed run whose results could not be kept."""
     path = json_path(config)
-    if path is not None and not path.absolute().parent.is_dir():
-        raise pytest.UsageError(f"--benchmark-json {path}: there is no folder {path.parent}")
+    if path is not None:
+        folder = path.absolute().parent
+        if not folder.is_dir():
+            raise pytest.UsageError(f"--benchmark-json {path}: there is no folder {path.parent}")
+        if path.is_dir():
+            raise pytest.UsageError(f"--benchmark-json {path} is a folder, not a file")
+        if not os.access(path if path.exists() else folder, os.W_OK):
+            raise pytest.UsageError(f"--benchmark-json {path} cannot be written: permission denied")
     if path is None and config.getoption("attn_resume"):
         raise pytest.UsageError("--attn-resume continues a file: give the --benchmark-json=FILE of the run to continue")
     marks = config.getoption("markexpr", "")
@@ -226,4 +233,5 @@ def impl_names(config: pytest.Config) -> Sequence[str]:
 def names_something(config: pytest.Config) -> bool:
     """Tell whether an option names what only a session can check: a wrong name is refused before collection."""
     named = impl_names(config) or config.getoption("attn_grid") or config.getoption("attn_shard")
+    named = named or config.getoption("attn_untraced") is not None
     return bool(named) or any(config.getoption(option) != "auto" for option in ("attn_device", "attn_timer"))

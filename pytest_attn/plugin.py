@@ -120,11 +120,11 @@ def pytest_runtest_makereport(
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Write the JSON even where no cell was timed, which pytest-benchmark would not, and leave out its wide tables."""
     from pytest_attn.results import quieten, write_without_times
 
-    write_without_times(session.config)
+    write_without_times(session.config, exitstatus)
     quieten(session.config)
 
 

@@ -1,11 +1,14 @@
-"""Our part of pytest-benchmark's JSON: the top-level key ``attn``."""
+"""Our part of pytest-benchmark's JSON: the top-level key ``attn``, and a file that is written or said not to be."""
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pytest_attn import options
 from pytest_attn.session import existing_session
 
 
@@ -29,6 +32,23 @@ class BenchmarkHooks:
         if session is not None:
             output_json["attn"] = session.run().header()
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
+        """Keep a JSON that the disk does not take from ending the run in a traceback.
+
+        Around pytest-benchmark's wrapper, which writes it, and inside the terminal's, which prints the summary.
+        """
+        try:
+            yield
+        except OSError as error:
+            ours, path = existing_session(session.config), options.json_path(session.config)
+            if ours is None or path is None or error.filename not in (None, str(path)):
+                raise
+            ours.unwritten = f"cannot write {path}: {error.strerror or error}"
+            if ours.journal is not None:
+                ours.unwritten += f"; what was measured is in {ours.journal.path}: make room, then add --attn-resume"
+            session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+
 
 def quieten(config: pytest.Config) -> None:
     """Leave out pytest-benchmark's tables, one a problem and wider than a terminal, unless ``-v`` asks for them."""
@@ -38,13 +58,19 @@ def quieten(config: pytest.Config) -> None:
         benchmarks.quiet = True
 
 
-def write_without_times(config: pytest.Config) -> None:
-    """Write ``--benchmark-json`` when no cell has a time: all out of memory is a result, and so is a Ctrl-C at once."""
+def write_without_times(config: pytest.Config, exitstatus: int) -> None:
+    """Write ``--benchmark-json`` when no cell has a time: all out of memory is a result, and so is a Ctrl-C at once.
+
+    A run that was refused writes nothing, and one that came to no cell leaves what an earlier one wrote.
+    """
     session = existing_session(config)
     benchmarks = getattr(config, "_benchmarksession", None)
     if session is None or not session.cells or config.getoption("collectonly"):
         return
     if benchmarks is None or not benchmarks.json or benchmarks.benchmarks:
+        return
+    refused = exitstatus == pytest.ExitCode.USAGE_ERROR
+    if refused or (not session.records and _holds_something(options.json_path(config))):
         return
     hook = config.hook
     output = hook.pytest_benchmark_generate_json(
@@ -57,3 +83,7 @@ def write_without_times(config: pytest.Config) -> None:
     hook.pytest_benchmark_update_json(config=config, benchmarks=[], output_json=output)
     benchmarks.save_json(output)
     benchmarks.json = None  # it is written; pytest-benchmark would now warn that there is nothing to save
+
+
+def _holds_something(path: Path | None) -> bool:
+    return path is not None and path.is_file() and path.stat().st_size > 0

@@ -54,7 +54,7 @@ class AttnSession:
     ``resumed`` maps a record's key to what an earlier, unfinished run measured. ``workers`` runs the implementations
     in processes of their own, where that was asked for; those in ``registry`` then only stand for them. ``cells`` are
     the timed tests that were collected, ``journaled`` those of them whose result is in the journal. ``traced_by`` is
-    the run that a profiler looked at in place of this one.
+    the run that a profiler looked at in place of this one; ``unwritten`` says why the JSON could not be written.
     """
 
     config: pytest.Config
@@ -75,6 +75,7 @@ class AttnSession:
     cells: list[tuple[str, str, str]] = field(default_factory=list)
     journaled: set[tuple[str, str, str]] = field(default_factory=set)
     traced_by: TracedRun | None = None
+    unwritten: str | None = None
     _resources: dict[str, Mapping[str, Any] | None] = field(default_factory=dict)
 
     @property

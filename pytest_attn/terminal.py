@@ -16,7 +16,7 @@ from pytest_attn.fixtures import Mismatch
 from pytest_attn.parametrize import cell
 from pytest_attn.perf.record import Record
 from pytest_attn.session import Accuracy, AttnSession, attn_session, existing_session
-from pytest_attn.text import table
+from pytest_attn.text import TIMES, scaled, table
 
 # judge -> run -> Implementation.__call__: frames between ours and the implementation's.
 _OUR_FRAMES = 3
@@ -142,17 +142,12 @@ def describe(record: Record) -> str:
     """Return a record's numbers, or its status and reason, in a few words."""
     if record.time_s is None:
         return f"{record.status}: {record.reason}"
-    parts = [_scaled(record.time_s.median, ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")))]
-    parts.append(_scaled(record.tflops or 0.0, ((0.1, "TFLOP/s"), (1e-3, "GFLOP/s"))))
+    parts = [scaled(record.time_s.median, TIMES)]
+    tflops = record.tflops or 0.0
+    parts.append(f"{tflops:.3g} TFLOP/s" if tflops >= 0.1 else f"{1e3 * tflops:.3g} GFLOP/s")
     if record.memory is not None:
-        parts.append(_scaled(float(record.memory.peak_bytes), ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))))
+        parts.append(scaled(float(record.memory.peak_bytes), ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))))
     return "  ".join(f"{part:>12}" for part in parts)
-
-
-def _scaled(value: float, units: Sequence[tuple[float, str]]) -> str:
-    """Return ``value`` in the largest unit of which it has at least one, or in the smallest."""
-    size, unit = next((pair for pair in units if value >= pair[0]), units[-1])
-    return f"{value / (1.0 if unit == 'TFLOP/s' else size):.3g} {unit}"
 
 
 def summarize(reporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -187,7 +182,9 @@ def _summarize_records(reporter: pytest.TerminalReporter, config: pytest.Config,
     reporter.section("attention: records")
     reporter.write_line(f"grid {session.grid_name}: {counts}")
     path = getattr(getattr(config, "_benchmarksession", None), "json", None)
-    if path:
+    if session.unwritten is not None:
+        reporter.write_line(session.unwritten, red=True)
+    elif path:
         name = path.name if hasattr(path, "write") else path  # pytest-benchmark < 5.3 holds an open file
         reporter.write_line(f"charts: attn report {name} -o attn-report")
     else:

@@ -189,7 +189,7 @@ def test_noisy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measure(impl, SMALL, Direction.FWD, CPU, at_most).status == "ok"
     record = measure(impl, SMALL, Direction.FWD, CPU, dataclasses.replace(QUICK, noisy_above=0.74))
     assert (record.status, record.time_s) == ("noisy", None)
-    assert "is known to ±75 %" in str(record.reason)
+    assert "the median, 2 s, is known to ±75 %" in str(record.reason)
 
 
 def test_noise_hides_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,13 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--attn-device", "tpu"], "device 'tpu' is not one of auto, cpu, cuda, cuda:0, cuda:1, ..."),
     (["--attn-device", "cuda"], "device 'cuda' asked for, but this machine has no CUDA device that torch can use"),
     (["-m", "perf", "--benchmark-json", "gone/run.json"], "--benchmark-json gone/run.json: there is no folder gone"),
+    (["-m", "perf", "--benchmark-json", "."], "--benchmark-json . is a folder, not a file"),
+    (["--attn-untraced", "mykernels.py"], "--attn-untraced: mykernels.py is not JSON, or was cut short: "),
+    (["--attn-impl", "json:loads"], "'json:loads' cannot be called as fn(q, k, v): too many positional arguments"),
+    (
+        ["--attn-impl", "mykernels:cache_too"],
+        "'mykernels:cache_too' cannot be called as fn(q, k, v, causal=...): missing a required argument: 'cache'",
+    ),
     (["-m", "perf", "-n", "2"], "-m perf with -n would time workers that disturb each other; leave -n out"),
     (["--attn-repro", "{"], "--attn-repro is not JSON: "),
     (["--attn-repro", "[]"], "--attn-repro needs exactly the keys direction, impl, problem, regime, seed"),

@@ -214,6 +214,15 @@ def test_cells_outside_the_capabilities_are_recorded(pytester: pytest.Pytester) 
     result.stdout.fnmatch_lines(["grid tiny.toml: 3 ok, 1 unsupported"])
 
 
+def test_a_correctness_run_says_nothing_of_cells(pytester: pytest.Pytester) -> None:
+    lay_out(pytester, "correctness")
+    arguments = ("-m", "correctness", "-k", "forward", "--attn-impl=mykernels:plain", "--attn-device=cpu")
+    result = run(pytester, *arguments, "--attn-grid=tiny.toml", "test_equivalence.py", "test_perf.py")
+    result.assert_outcomes(passed=1, deselected=4)
+    result.stdout.fnmatch_lines(["*attention: worst error over budget*"])
+    result.stdout.no_fnmatch_line("*attention: records*")
+
+
 def test_ctrl_c_keeps_the_problems_that_were_measured(pytester: pytest.Pytester) -> None:
     stopped = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options("naive", "interrupted")],

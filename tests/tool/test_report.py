@@ -253,6 +253,23 @@ def test_one_record_gives_bars_and_says_what_is_missing(tmp_path: Path, problems
     assert "naive alone was measured forward" in text
 
 
+@pytest.mark.parametrize("fastest", [0.3, 0.02], ids=["bars", "dots on a log axis"])
+@pytest.mark.parametrize("spread", [1.05, 3.0])
+def test_the_text_beside_a_bar_fits_whatever_its_spread(fastest: float, spread: float) -> None:
+    problem = Problem(1, 2, 2, 64, 64, 32, "fp32")
+    medians = {"naive": 1.23e-3, "sdpa-math": 2.22e-3, "sdpa-flash": fastest * 2.22e-3}
+    records = [
+        Record(name, problem, Direction.FWD, "ok", "wall/4", time_s=Time(s, 0.95 * s, spread * s, 50))
+        for name, s in medians.items()
+    ]
+    with settings():
+        made = bars_sheet(records_frame([Run(tuple(records), "smoke", {}, {})]), "fwd", "somewhere")
+        assert made is not None
+        (panel,) = made.panels
+        edge = panel.ax.get_window_extent().x1
+        assert [text.get_text() for text in panel.ax.texts if text.get_window_extent().x1 > edge] == []
+
+
 def test_bars_are_ordered_by_time_and_show_failures() -> None:
     run = make_run(seq_problems(512)[:1], directions=("fwd",))
     with settings():
