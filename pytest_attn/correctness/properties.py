@@ -299,8 +299,8 @@ def linear_in_values(attention: Attention, problem: Problem, x: Tensors, generat
 def expanded_upstream(attention: Attention, problem: Problem, x: Tensors, generator: torch.Generator) -> Relation:
     """One number, expanded to the upstream gradient, gives the gradients of as many copies of it.
 
-    Every mask. ``out.sum().backward()`` passes such a gradient, all of whose strides are 0. The number is the largest of
-    the case's own gradient, as regimes choose its size; the difference is that of dq, dk and dv, one behind the other.
+    Every mask. ``out.sum().backward()`` passes such a gradient, all of whose strides are 0. The number is the largest
+    of the case's own gradient, as regimes choose its size. What is compared is dq, dk and dv, one behind the other.
     """
     number = x.dout.abs().amax() if x.dout.numel() else x.dout.new_ones(())
     q, k, v = (placed(tensor, problem.layout) for tensor in (x.q, x.k, x.v))
