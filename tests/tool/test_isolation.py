@@ -200,7 +200,7 @@ def test_a_hang_ends_with_the_timeout_and_takes_its_helpers_along(workers: Worke
     with worker, pytest.raises(TimedOut, match=r"^timed out after 1\.5 s$") as timed_out:
         worker.request("judge", impl=IMPL.name, case=asked, direction="fwd", device="cpu")
     assert "in attention" in timed_out.value.stderr  # where it hung
-    assert ended_within(5, int(Path(os.environ["UNRULY_HELPER"]).read_text()))
+    assert ended_within(60, int(Path(os.environ["UNRULY_HELPER"]).read_text()))
 
 
 def test_an_interrupt_ends_the_process(workers: Workers) -> None:
@@ -229,7 +229,7 @@ def test_a_process_does_not_outlive_its_parent(workers: Workers, monkeypatch: py
         time.sleep(0.5)
         assert is_alive(pid)
         parent.kill()
-    assert ended_within(5, pid)
+    assert ended_within(60, pid)
 
 
 def test_a_measurement_is_a_record_and_so_is_a_death(workers: Workers) -> None:
