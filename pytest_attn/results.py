@@ -15,12 +15,13 @@ class BenchmarkHooks:
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_machine_info(self, config: pytest.Config, machine_info: dict[str, Any]) -> None:
         """Add the GPU, and drop the CPU's momentary clock: it makes every two runs look like two machines."""
+        session = existing_session(config)
+        if session is None:
+            return
         machine_info.get("cpu", {}).pop("hz_actual", None)
         machine_info.get("cpu", {}).pop("hz_actual_friendly", None)
-        session = existing_session(config)
-        if session is not None:
-            # Not session.run(): a comparison asks at the run's start, when what is timed together is not known yet.
-            machine_info["attn"] = dict(session.machine)
+        # Not session.run(): a comparison asks at the run's start, when what is timed together is not known yet.
+        machine_info["attn"] = dict(session.machine)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_json(self, config: pytest.Config, output_json: dict[str, Any]) -> None:
@@ -38,13 +39,18 @@ def quieten(config: pytest.Config) -> None:
         benchmarks.quiet = True
 
 
-def write_without_times(config: pytest.Config) -> None:
-    """Write ``--benchmark-json`` when no cell has a time: all out of memory is a result, and so is a Ctrl-C at once."""
+def write_without_times(config: pytest.Config, exitstatus: int) -> None:
+    """Write ``--benchmark-json`` when no cell has a time: all out of memory is a result.
+
+    A run that was refused, or ended before its first cell, is none, and must not replace the file of an earlier one.
+    """
     session = existing_session(config)
     benchmarks = getattr(config, "_benchmarksession", None)
     if session is None or not session.cells or config.getoption("collectonly"):
         return
-    if benchmarks is None or not benchmarks.json or benchmarks.benchmarks:
+    if not session.records and exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        return
+    if benchmarks is None or not benchmarks.json or benchmarks.benchmarks or benchmarks.disabled:
         return
     hook = config.hook
     output = hook.pytest_benchmark_generate_json(

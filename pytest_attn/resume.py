@@ -36,6 +36,8 @@ def keep_journal(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
     timed = [item for item in items if "attn_bench" in getattr(item, "fixturenames", ())]
     if path is None or not timed or not _writes_results(config, path):
         return
+    if not path.absolute().parent.is_dir():
+        raise pytest.UsageError(f"--benchmark-json {path}: there is no folder {path.parent}")
     from pytest_attn.perf.journal import Journal, count_cells
 
     session = attn_session(config)

@@ -12,6 +12,7 @@ import pytest
 from _pytest._code.code import TerminalRepr
 from _pytest._io import TerminalWriter
 
+from pytest_attn import options
 from pytest_attn.fixtures import Mismatch
 from pytest_attn.parametrize import cell
 from pytest_attn.perf.record import Record
@@ -186,9 +187,8 @@ def _summarize_records(reporter: pytest.TerminalReporter, config: pytest.Config,
     counts = ", ".join(f"{count} {status}" for status, count in session.run().statuses().most_common())
     reporter.section("attention: records")
     reporter.write_line(f"grid {session.grid_name}: {counts}")
-    path = getattr(getattr(config, "_benchmarksession", None), "json", None)
-    if path:
-        name = path.name if hasattr(path, "write") else path  # pytest-benchmark < 5.3 holds an open file
-        reporter.write_line(f"charts: attn report {name} -o attn-report")
+    path, benchmarks = options.json_path(config), getattr(config, "_benchmarksession", None)
+    if path is not None and benchmarks is not None and not benchmarks.disabled:
+        reporter.write_line(f"charts: attn report {path} -o attn-report")
     else:
         reporter.write_line("to keep them: pytest -m perf --benchmark-json=run.json")

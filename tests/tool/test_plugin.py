@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
 from importlib import metadata
@@ -52,8 +51,10 @@ REFUSED: list[tuple[list[str], str]] = [
     ),
     (["--attn-device", "tpu"], "device 'tpu' is not one of auto, cpu, cuda, cuda:0, cuda:1, ..."),
     (["--attn-device", "cuda"], "device 'cuda' asked for, but this machine has no CUDA device that torch can use"),
-    (["-m", "perf", "--benchmark-json", "gone/run.json"], "--benchmark-json gone/run.json: there is no folder gone"),
-    (["-m", "perf", "-n", "2"], "-m perf with -n would time workers that disturb each other; leave -n out"),
+    (
+        ["-m", "perf", "-n", "2", "--attn-impl", "naive"],
+        "-m perf with -n would time workers that disturb each other; leave -n out",
+    ),
     (["--attn-repro", "{"], "--attn-repro is not JSON: "),
     (["--attn-repro", "[]"], "--attn-repro needs exactly the keys direction, impl, problem, regime, seed"),
     (["--attn-repro", '{"impl":"naive"}'], "--attn-repro needs exactly the keys direction, impl, problem, regime, "),
@@ -178,7 +179,7 @@ def test_timing_without_the_benchmark_plugin(pytester: pytest.Pytester) -> None:
 
 def test_gpu_tests_skip_without_a_device(pytester: pytest.Pytester) -> None:
     lay_out(pytester, "correctness")
-    pytester.makepyfile("import pytest\n\n@pytest.mark.gpu\ndef test_it():\n    assert False")
+    pytester.makepyfile("import pytest\n\n@pytest.mark.gpu\ndef test_it(attn_problem):\n    assert False")
     result = run(pytester, "-rs", "-k", "test_it", "--strict-markers")
     result.assert_outcomes(skipped=1, deselected=TESTS)
     result.stdout.fnmatch_lines(["SKIPPED*needs a CUDA device"])
@@ -223,10 +224,9 @@ def test_imports_no_torch(module: str) -> None:
 
 
 def test_the_plugin_is_imported_in_no_time() -> None:
-    code = (
-        "import time, pytest; begin = time.perf_counter(); import pytest_attn.plugin;print(time.perf_counter() - begin)"
-    )
-    times = [float(python(code)) for _ in range(5)]
-    median = statistics.median(times)
-    print(f"import pytest_attn.plugin: {1e3 * median:.1f} ms beyond pytest")
-    assert median < 0.060  # 30 ms are promised; a shared machine may take twice that
+    clock = "time.process_time()"
+    code = f"import time, pytest; begin = {clock}; import pytest_attn.plugin; print({clock} - begin)"
+    # Processor time, and the best of some: what else the machine does is not the plugin's.
+    least = min(float(python(code)) for _ in range(5))
+    print(f"import pytest_attn.plugin: {1e3 * least:.1f} ms beyond pytest")
+    assert least < 0.060  # 30 ms are promised; a slow machine may take twice that

@@ -187,6 +187,24 @@ def test_an_unknown_pytest_benchmark_is_refused(pytester: pytest.Pytester, monke
     assert "install pytest-benchmark>=5.2,<6" in said(result)
 
 
+def test_a_json_in_a_folder_that_is_not_there_is_refused_before_anything_is_timed(pytester: pytest.Pytester) -> None:
+    result = run(pytester, *options("naive")[:-1], "--benchmark-json", "gone/run.json")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "ERROR: --benchmark-json gone/run.json: there is no folder gone" in result.errlines
+
+
+def test_a_timed_cell_is_a_benchmark_to_the_options_that_choose_by_that(pytester: pytest.Pytester) -> None:
+    run(pytester, *options("naive"), "--benchmark-only").assert_outcomes(passed=2)
+    run(pytester, *options("naive"), "--benchmark-skip").assert_outcomes(skipped=2)
+
+
+def test_benchmarks_that_are_disabled_write_no_json(pytester: pytest.Pytester) -> None:
+    result = run(pytester, *options("naive"), "--benchmark-disable")
+    result.assert_outcomes(passed=2)
+    assert not (pytester.path / "run.json").exists()
+    assert "attn report" not in said(result)
+
+
 def test_what_is_wrong_is_not_timed(pytester: pytest.Pytester) -> None:
     expected = {
         "off_by_one_percent": "wrong result: the error is ",

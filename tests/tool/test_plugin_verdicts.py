@@ -145,9 +145,7 @@ def test_our_hypothesis_profiles_are_known_before_hypothesis_looks_one_up(pytest
 
 def test_the_loaded_profile_is_used_if_it_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     for loaded, examples in (("ci", 100), ("nightly", 2000), ("dev", 25), ("default", 25)):
-        known = SimpleNamespace(
-            get_current_profile_name=lambda loaded=loaded: loaded, get_profile=profiles.settings.get_profile
-        )
+        known = SimpleNamespace(get_current_profile_name=lambda loaded=loaded: loaded)
         with monkeypatch.context() as patched:
             patched.setattr(profiles, "settings", known)
             assert profiles.suite_settings().max_examples == examples, loaded
