@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from importlib import metadata
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
-from attn_impls.registry import discover
+from attn_impls import as_implementation, discover
 from tests.tool.nested import ROOT, lay_out, run, said
 from tests.tool.nested import torch_is_whole as torch_is_whole
 
@@ -161,6 +162,24 @@ def test_a_broken_entry_point_does_not_break_the_run(
     named = run(pytester, "--attn-impl", "bad-kernels")
     assert named.ret == pytest.ExitCode.USAGE_ERROR
     assert "implementation 'bad-kernels' did not import: ModuleNotFoundError" in said(named)
+
+
+def test_a_probe_that_raises_does_not_break_the_run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    def probe() -> str | None:
+        raise KeyError("DRIVER")
+
+    odd = as_implementation(lambda q, k, v: q, "odd")
+    strange = ModuleType("strange")
+    strange.odd = dataclasses.replace(odd, probe=probe)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "strange", strange)
+    real, found = metadata.entry_points, SimpleNamespace(name="odd", value="strange", group="attn_impls")
+    monkeypatch.setattr(
+        metadata, "entry_points", lambda **wanted: [found] if wanted == {"group": "attn_impls"} else real(**wanted)
+    )
+    lay_out(pytester, "correctness")
+    result = run(pytester, "-k", "naive and forward")
+    result.assert_outcomes(passed=1, deselected=TESTS + 1)
+    result.stdout.fnmatch_lines(["attn: missing odd: its probe raised KeyError: 'DRIVER'"])
 
 
 def test_without_the_benchmark_plugin(pytester: pytest.Pytester) -> None:
