@@ -209,8 +209,8 @@ def test_an_interrupt_ends_the_process(workers: Workers) -> None:
         pid = worker.pid
         assert pid is not None
         interrupt = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-        interrupt.start()
         with pytest.raises(KeyboardInterrupt):
+            interrupt.start()
             worker.request("judge", impl=IMPL.name, case=case("hang").to_dict(), direction="fwd", device="cpu")
         assert not Path(f"/proc/{pid}").exists()
 

@@ -239,7 +239,7 @@ def test_ctrl_c_keeps_the_problems_that_were_measured(pytester: pytest.Pytester)
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert stopped.returncode == pytest.ExitCode.INTERRUPTED, stopped.stdout + stopped.stderr
