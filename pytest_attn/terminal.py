@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +13,11 @@ from _pytest._io import TerminalWriter
 
 from pytest_attn import options
 from pytest_attn.fixtures import Mismatch
+from pytest_attn.frames import own_frames
 from pytest_attn.parametrize import cell
 from pytest_attn.perf.record import Record
 from pytest_attn.session import Accuracy, AttnSession, attn_session, existing_session
 from pytest_attn.text import table
-
-# judge -> run -> Implementation.__call__: frames between ours and the implementation's.
-_OUR_FRAMES = 3
 
 
 def header(config: pytest.Config, items: Sequence[pytest.Item]) -> list[str]:
@@ -55,7 +52,7 @@ class Explanation(TerminalRepr):
         # Where the one-line summary of a failure looks.
         self.reprcrash = SimpleNamespace(message=self.text.partition("\n")[0])
         cause = mismatch.__cause__
-        self.frames = "" if cause is None else "".join(traceback.format_tb(cause.__traceback__)[_OUR_FRAMES:])
+        self.frames = "" if cause is None else own_frames(cause)
 
     def toterminal(self, tw: TerminalWriter) -> None:
         """Write the frames, then the explanation, so that it stands last."""
