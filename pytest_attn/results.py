@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pytest_attn.session import existing_session
+from pytest_attn.session import AttnSession, attn_session, existing_session
 
 
 class BenchmarkHooks:
@@ -16,12 +16,16 @@ class BenchmarkHooks:
     def pytest_benchmark_update_machine_info(self, config: pytest.Config, machine_info: dict[str, Any]) -> None:
         """Add the GPU, and drop the CPU's momentary clock: it makes every two runs look like two machines."""
         session = existing_session(config)
-        if session is None:
-            return
-        machine_info.get("cpu", {}).pop("hz_actual", None)
-        machine_info.get("cpu", {}).pop("hz_actual_friendly", None)
-        # Not session.run(): a comparison asks at the run's start, when what is timed together is not known yet.
-        machine_info["attn"] = dict(session.machine)
+        if session is not None:
+            _describe(session, machine_info)
+
+    @pytest.hookimpl(optionalhook=True, tryfirst=True)
+    def pytest_benchmark_compare_machine_info(
+        self, config: pytest.Config, machine_info: dict[str, Any], compared_benchmark: dict[str, Any]
+    ) -> None:
+        """Say of this machine what a run of ours said of its own; the comparison comes before we know what this is."""
+        if "attn" in compared_benchmark.get("machine_info", {}):
+            _describe(attn_session(config), machine_info)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_json(self, config: pytest.Config, output_json: dict[str, Any]) -> None:
@@ -29,6 +33,13 @@ class BenchmarkHooks:
         session = existing_session(config)
         if session is not None:
             output_json["attn"] = session.run().header()
+
+
+def _describe(session: AttnSession, machine_info: dict[str, Any]) -> None:
+    machine_info.get("cpu", {}).pop("hz_actual", None)
+    machine_info.get("cpu", {}).pop("hz_actual_friendly", None)
+    # Not session.run(): a comparison asks at the run's start, when what is timed together is not known yet.
+    machine_info["attn"] = dict(session.machine)
 
 
 def quieten(config: pytest.Config) -> None:

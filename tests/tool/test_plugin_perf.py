@@ -198,6 +198,15 @@ def test_a_timed_cell_is_a_benchmark_to_the_options_that_choose_by_that(pytester
     run(pytester, *options("naive"), "--benchmark-skip").assert_outcomes(skipped=2)
 
 
+def test_a_run_compared_with_one_of_this_machine_is_of_the_same_machine(pytester: pytest.Pytester) -> None:
+    cell = "test_perf.py::test_perf[naive-b1-h4-kv4-q128-k128-d64-fp32-full-fwd]"  # nothing of ours is named
+    run(pytester, "-m", "perf", cell, "--benchmark-save=before").assert_outcomes(passed=1)
+    compared = run(pytester, "-m", "perf", cell, "--benchmark-compare", "-v")
+    compared.assert_outcomes(passed=1)
+    assert "Comparing against benchmarks from" in said(compared)
+    assert "machine_info is different" not in said(compared)
+
+
 def test_benchmarks_that_are_disabled_write_no_json(pytester: pytest.Pytester) -> None:
     result = run(pytester, *options("naive"), "--benchmark-disable")
     result.assert_outcomes(passed=2)
