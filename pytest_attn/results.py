@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_attn import options
-from pytest_attn.session import existing_session
+from pytest_attn.session import AttnSession, attn_session, existing_session
 
 
 class BenchmarkHooks:
@@ -18,12 +18,17 @@ class BenchmarkHooks:
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_machine_info(self, config: pytest.Config, machine_info: dict[str, Any]) -> None:
         """Add the GPU, and drop the CPU's momentary clock: it makes every two runs look like two machines."""
-        machine_info.get("cpu", {}).pop("hz_actual", None)
-        machine_info.get("cpu", {}).pop("hz_actual_friendly", None)
         session = existing_session(config)
         if session is not None:
-            # Not session.run(): a comparison asks at the run's start, when what is timed together is not known yet.
-            machine_info["attn"] = dict(session.machine)
+            _describe(session, machine_info)
+
+    @pytest.hookimpl(optionalhook=True, tryfirst=True)
+    def pytest_benchmark_compare_machine_info(
+        self, config: pytest.Config, machine_info: dict[str, Any], compared_benchmark: dict[str, Any]
+    ) -> None:
+        """Say of this machine what a run of ours said of its own; the comparison comes before we know what this is."""
+        if "attn" in compared_benchmark.get("machine_info", {}):
+            _describe(attn_session(config), machine_info)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_json(self, config: pytest.Config, output_json: dict[str, Any]) -> None:
@@ -50,6 +55,13 @@ class BenchmarkHooks:
             session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
 
 
+def _describe(session: AttnSession, machine_info: dict[str, Any]) -> None:
+    machine_info.get("cpu", {}).pop("hz_actual", None)
+    machine_info.get("cpu", {}).pop("hz_actual_friendly", None)
+    # Not session.run(): a comparison asks at the run's start, when what is timed together is not known yet.
+    machine_info["attn"] = dict(session.machine)
+
+
 def quieten(config: pytest.Config) -> None:
     """Leave out pytest-benchmark's tables, one a problem and wider than a terminal, unless ``-v`` asks for them."""
     session = existing_session(config)
@@ -59,18 +71,19 @@ def quieten(config: pytest.Config) -> None:
 
 
 def write_without_times(config: pytest.Config, exitstatus: int) -> None:
-    """Write ``--benchmark-json`` when no cell has a time: all out of memory is a result, and so is a Ctrl-C at once.
+    """Write ``--benchmark-json`` when no cell has a time: all out of memory is a result.
 
-    A run that was refused writes nothing, and one that came to no cell leaves what an earlier one wrote.
+    A run that was refused or ended before its first cell is none, and one that came to no cell leaves what an earlier
+    one wrote.
     """
     session = existing_session(config)
     benchmarks = getattr(config, "_benchmarksession", None)
     if session is None or not session.cells or config.getoption("collectonly"):
         return
-    if benchmarks is None or not benchmarks.json or benchmarks.benchmarks:
+    if benchmarks is None or not benchmarks.json or benchmarks.benchmarks or benchmarks.disabled:
         return
-    refused = exitstatus == pytest.ExitCode.USAGE_ERROR
-    if refused or (not session.records and _holds_something(options.json_path(config))):
+    ended_early = exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    if not session.records and (ended_early or _holds_something(options.json_path(config))):
         return
     hook = config.hook
     output = hook.pytest_benchmark_generate_json(

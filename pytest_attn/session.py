@@ -18,6 +18,7 @@ from attn_impls.registry import Registry, discover
 from pytest_attn import options
 from pytest_attn.perf.contract import Contract, contract_for
 from pytest_attn.perf.record import Record, Run, cell_key
+from pytest_attn.probe import why_missing
 
 if TYPE_CHECKING:
     import torch
@@ -307,7 +308,7 @@ def _build(config: pytest.Config) -> AttnSession:
     except UnknownImplementation as error:
         raise pytest.UsageError(str(error)) from None
     known = registry.implementations | selected
-    missing = {name: why for name, impl in known.items() if (why := impl.why_unavailable(device.type)) is not None}
+    missing = {name: why for name, impl in known.items() if (why := why_missing(impl, device.type)) is not None}
     for name in names:
         if name in missing:
             raise pytest.UsageError(f"implementation {name!r} cannot run here: it {_clause(missing[name])}")

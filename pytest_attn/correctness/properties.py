@@ -2,7 +2,8 @@
 
 The two sides come from the implementation itself, so that a mistake which oracle and implementation share still shows.
 Only the distance that two right results may have is the oracle's: the budget of each side, element by element (see
-:mod:`pytest_attn.correctness.budget`), where both sides have the same truth and condition twice the budget of one.
+:mod:`pytest_attn.correctness.budget`; that of ``naive`` as it stands, for what an order of writing adds, it adds to
+both), where both sides have the same truth and condition twice the budget of one.
 
 A property takes a case, fits its problem (a property of the full mask makes the mask full), and derives the other side
 from the case's own tensors and seed, so that the case alone repeats it.

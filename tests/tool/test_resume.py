@@ -55,7 +55,7 @@ def stopped_by(folder: Path, signal: int) -> subprocess.CompletedProcess[str]:
     """Run in a process of its own, which ends in the implementation's second problem, the last of two."""
     (folder / "die").write_text(str(signal))
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *WHOLE]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
     (folder / "die").unlink()
     (folder / "calls").unlink()
     return done
