@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,13 @@ def as_implementation(target: Any, name: str) -> Implementation:
     assumed: equal lengths and heads, every dtype, the full mask, and the causal one where it can be asked for. An
     attribute ``kernels`` is :attr:`Implementation.kernels`.
 
-    Raises :class:`UnknownImplementation` when ``target`` is not callable.
+    Raises :class:`UnknownImplementation` when ``target`` is not callable, or not with these arguments.
     """
     if isinstance(target, Implementation):
         return target
     if not callable(target):
         raise UnknownImplementation(f"{name!r} is a {type(target).__name__}, not a function of (q, k, v, problem)")
-    fn, inferred = _adapted(target)
+    fn, inferred = _adapted(target, name)
     declared = getattr(target, "capabilities", None)
     module = sys.modules.get(getattr(target, "__module__", ""))
     version = str(getattr(module, "__version__", "unversioned"))
@@ -68,15 +68,18 @@ def as_implementation(target: Any, name: str) -> Implementation:
     )
 
 
-def _adapted(target: Callable[..., Any]) -> tuple[AttentionFn, Capabilities]:
+def _adapted(target: Callable[..., Any], reference: str) -> tuple[AttentionFn, Capabilities]:
     try:
-        parameters = set(inspect.signature(target).parameters)
+        signature = inspect.signature(target)
     except (TypeError, ValueError):  # a builtin without a signature
-        parameters = set()
+        signature = inspect.signature(lambda *arguments: None)
+    parameters = signature.parameters
     if "problem" in parameters:
+        _check_call(signature, reference, ["q", "k", "v", "problem"])
         return target, Capabilities()
     causal = next((name for name in _CAUSAL_NAMES if name in parameters), None)
     scale = next((name for name in _SCALE_NAMES if name in parameters), None)
+    _check_call(signature, reference, ["q", "k", "v"], [name for name in (causal, scale) if name is not None])
 
     def call(q: Any, k: Any, v: Any, problem: Problem) -> Any:
         keywords: dict[str, Any] = {}
@@ -87,3 +90,11 @@ def _adapted(target: Callable[..., Any]) -> tuple[AttentionFn, Capabilities]:
         return target(q, k, v, **keywords)
 
     return call, Capabilities(masks=frozenset({"full", "causal"} if causal else {"full"}), scale=scale is not None)
+
+
+def _check_call(signature: inspect.Signature, reference: str, names: list[str], keywords: Sequence[str] = ()) -> None:
+    try:
+        signature.bind(*names, **dict.fromkeys(keywords))
+    except TypeError as error:
+        called = ", ".join([*names, *(f"{keyword}=..." for keyword in keywords)])
+        raise UnknownImplementation(f"{reference!r} cannot be called as fn({called}): {error}") from None

@@ -100,7 +100,7 @@ def attn_property_check(request: pytest.FixtureRequest, attn_impl: Implementatio
     """
     from hypothesis import assume
 
-    from pytest_attn.correctness.properties import judge_property
+    from pytest_attn.correctness.properties import PROPERTIES, judge_property
 
     session = attn_session(request.config)
     judged_once: set[tuple[str, str]] = set()
@@ -124,7 +124,8 @@ def attn_property_check(request: pytest.FixtureRequest, attn_impl: Implementatio
             judged_once.add(test)
         assume(verdict is not None)
         if verdict is not None and not verdict.ok:
-            command = repeat_command(request.config, attn_impl, verdict.case, Direction.FWD, property=name)
+            direction = PROPERTIES[name].direction
+            command = repeat_command(request.config, attn_impl, verdict.case, direction, property=name)
             _fail(session, verdict.explain(), verdict.raised, command)
 
     return check

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from attn_impls.problem import Direction
@@ -74,12 +76,15 @@ def _parametrize_end_to_end(metafunc: pytest.Metafunc, session: AttnSession) -> 
 def arrange(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Order, narrow and skip the collected tests."""
     session = existing_session(config)
-    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    # Other people's tests have a marker of this name, too.
+    gpu = [item for item in items if item.get_closest_marker("gpu") and _is_ours(item)]
     if gpu and (session or attn_session(config)).device.type != "cuda":
         for item in gpu:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
     if session is None:
         return
+    if not any("attn_problem" in getattr(item, "fixturenames", ()) for item in items):
+        session.unsupported.clear()  # nothing is timed: what could not have been is no result of this run
     if config.pluginmanager.has_plugin("benchmark") and any(map(cell, items)):
         from pytest_attn.bench import check_benchmark_plugin
 
@@ -102,10 +107,27 @@ def arrange(config: pytest.Config, items: list[pytest.Item]) -> None:
     ]
 
 
+def declare_benchmarks(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
+    """Name pytest-benchmark's fixture among those of timed tests, before its options choose by that.
+
+    ``attn_bench`` does not ask for it by name, or a run without pytest-benchmark could not say what is missing.
+    """
+    if not config.pluginmanager.has_plugin("benchmark"):
+        return
+    for item in items:
+        names: list[str] = getattr(item, "fixturenames", [])
+        if "attn_bench" in names and "benchmark" not in names:
+            names.append("benchmark")
+
+
 def cell(item: pytest.Item) -> dict[str, str] | None:
     """Return a timed test's implementation, problem id and direction by parameter name; ``None`` for other tests."""
     params: dict[str, str] = getattr(getattr(item, "callspec", None), "params", {})
     return params if "attn_problem" in params else None
+
+
+def _is_ours(item: pytest.Item) -> bool:
+    return any(name.startswith("attn_") for name in getattr(item, "fixturenames", ()))
 
 
 def _keep_only_repeated(

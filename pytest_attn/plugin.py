@@ -35,12 +35,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "correctness: compares attention implementations with a float64 oracle")
     config.addinivalue_line("markers", "perf: times attention implementations and takes their memory")
     config.addinivalue_line("markers", "copies: times attention from host memory and back; runs with -m copies only")
-    config.addinivalue_line("markers", "gpu: needs a CUDA device")
+    config.addinivalue_line("markers", "gpu: of tests with a fixture attn_*: needs a CUDA device")
     config.addinivalue_line("markers", "large: takes tens of GiB of device memory; runs with -m large only")
     options.check(config)
     known.check(config)
     if config.getoption("hypothesis_profile", None):
-        import pytest_attn.correctness.profiles  # noqa: F401 - registers on import
+        from pytest_attn.correctness.profiles import register
+
+        register()
     if options.names_something(config):
         from pytest_attn.session import attn_session
 
@@ -67,14 +69,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, None, None]:
     """Mark what is listed as known, before ``-m`` and ``-k`` deselect, and arrange what they leave.
 
-    That is to order timed cells by problem, to keep only the repeated case's test, and to skip ``gpu`` tests without a
-    device. With the tests known, open the journal of a timed run.
+    That is to order timed cells by problem, to keep only the repeated case's test, and to skip our ``gpu`` tests
+    without a device. With the tests known, open the journal of a timed run.
     """
-    from pytest_attn.parametrize import arrange
+    from pytest_attn.parametrize import arrange, declare_benchmarks
     from pytest_attn.resume import keep_journal
     from pytest_attn.selection import select
 
     known.mark(config, items)
+    declare_benchmarks(config, items)
     yield
     arrange(config, items)
     select(config, items)
@@ -120,11 +123,11 @@ def pytest_runtest_makereport(
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Write the JSON even where no cell was timed, which pytest-benchmark would not, and leave out its wide tables."""
     from pytest_attn.results import quieten, write_without_times
 
-    write_without_times(session.config)
+    write_without_times(session.config, session.exitstatus)
     quieten(session.config)
 
 

@@ -10,6 +10,7 @@ tried again.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,17 @@ if TYPE_CHECKING:
     from pytest_attn.perf.measure import Measured
 
 
+def _check_writable(path: Path) -> None:
+    """Raise ``pytest.UsageError`` where pytest-benchmark, at the end of the run, could not write ``path``."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise pytest.UsageError(f"--benchmark-json {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise pytest.UsageError(f"--benchmark-json {path} is a folder, not a file")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise pytest.UsageError(f"--benchmark-json {path} cannot be written: permission denied")
+
+
 def keep_journal(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
     """Open the journal of a timed run, and with ``--attn-resume`` take up what was measured.
 
@@ -36,6 +48,7 @@ def keep_journal(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
     timed = [item for item in items if "attn_bench" in getattr(item, "fixturenames", ())]
     if path is None or not timed or not _writes_results(config, path):
         return
+    _check_writable(path)
     from pytest_attn.perf.journal import Journal, count_cells
 
     session = attn_session(config)
@@ -110,7 +123,7 @@ def _writes_results(config: pytest.Config, path: Path) -> bool:
     benchmarks: Any = getattr(config, "_benchmarksession", None)
     if config.getoption("collectonly") or benchmarks is None or benchmarks.disabled or benchmarks.skip:
         return False
-    return path.is_file() or not path.exists()  # not /dev/stdout
+    return path.is_file() or path.is_dir() or not path.exists()  # not /dev/stdout
 
 
 def _earlier(session: AttnSession, path: Path, journal: Path) -> tuple[Path | None, list[Measured]]:

@@ -59,6 +59,8 @@ def _read(path: Path) -> list[Key]:
         if len(parts) != 3:
             raise pytest.UsageError(f"--attn-cells {path}, line {number}: not 'implementation problem direction'")
         keys.append((parts[0], parts[1], parts[2]))
+    if not keys:
+        raise pytest.UsageError(f"--attn-cells: {path} lists no cell")
     return keys
 
 

@@ -18,6 +18,7 @@ from attn_impls.registry import Registry, discover
 from pytest_attn import options
 from pytest_attn.perf.contract import Contract, contract_for
 from pytest_attn.perf.record import Record, Run, cell_key
+from pytest_attn.probe import why_missing
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +55,7 @@ class AttnSession:
     ``resumed`` maps a record's key to what an earlier, unfinished run measured. ``workers`` runs the implementations
     in processes of their own, where that was asked for; those in ``registry`` then only stand for them. ``cells`` are
     the timed tests that were collected, ``journaled`` those of them whose result is in the journal. ``traced_by`` is
-    the run that a profiler looked at in place of this one.
+    the run that a profiler looked at in place of this one; ``unwritten`` says why the JSON could not be written.
     """
 
     config: pytest.Config
@@ -75,6 +76,7 @@ class AttnSession:
     cells: list[tuple[str, str, str]] = field(default_factory=list)
     journaled: set[tuple[str, str, str]] = field(default_factory=set)
     traced_by: TracedRun | None = None
+    unwritten: str | None = None
     _resources: dict[str, Mapping[str, Any] | None] = field(default_factory=dict)
 
     @property
@@ -306,7 +308,7 @@ def _build(config: pytest.Config) -> AttnSession:
     except UnknownImplementation as error:
         raise pytest.UsageError(str(error)) from None
     known = registry.implementations | selected
-    missing = {name: why for name, impl in known.items() if (why := impl.why_unavailable(device.type)) is not None}
+    missing = {name: why for name, impl in known.items() if (why := why_missing(impl, device.type)) is not None}
     for name in names:
         if name in missing:
             raise pytest.UsageError(f"implementation {name!r} cannot run here: it {_clause(missing[name])}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -12,14 +11,13 @@ import pytest
 from _pytest._code.code import TerminalRepr
 from _pytest._io import TerminalWriter
 
+from pytest_attn import options
 from pytest_attn.fixtures import Mismatch
+from pytest_attn.frames import own_frames
 from pytest_attn.parametrize import cell
 from pytest_attn.perf.record import Record
 from pytest_attn.session import Accuracy, AttnSession, attn_session, existing_session
-from pytest_attn.text import table
-
-# judge -> run -> Implementation.__call__: frames between ours and the implementation's.
-_OUR_FRAMES = 3
+from pytest_attn.text import TIMES, scaled, table
 
 
 def header(config: pytest.Config, items: Sequence[pytest.Item]) -> list[str]:
@@ -54,7 +52,7 @@ class Explanation(TerminalRepr):
         # Where the one-line summary of a failure looks.
         self.reprcrash = SimpleNamespace(message=self.text.partition("\n")[0])
         cause = mismatch.__cause__
-        self.frames = "" if cause is None else "".join(traceback.format_tb(cause.__traceback__)[_OUR_FRAMES:])
+        self.frames = "" if cause is None else own_frames(cause)
 
     def toterminal(self, tw: TerminalWriter) -> None:
         """Write the frames, then the explanation, so that it stands last."""
@@ -142,17 +140,12 @@ def describe(record: Record) -> str:
     """Return a record's numbers, or its status and reason, in a few words."""
     if record.time_s is None:
         return f"{record.status}: {record.reason}"
-    parts = [_scaled(record.time_s.median, ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")))]
-    parts.append(_scaled(record.tflops or 0.0, ((0.1, "TFLOP/s"), (1e-3, "GFLOP/s"))))
+    parts = [scaled(record.time_s.median, TIMES)]
+    tflops = record.tflops or 0.0
+    parts.append(f"{tflops:.3g} TFLOP/s" if tflops >= 0.1 else f"{1e3 * tflops:.3g} GFLOP/s")
     if record.memory is not None:
-        parts.append(_scaled(float(record.memory.peak_bytes), ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))))
+        parts.append(scaled(float(record.memory.peak_bytes), ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))))
     return "  ".join(f"{part:>12}" for part in parts)
-
-
-def _scaled(value: float, units: Sequence[tuple[float, str]]) -> str:
-    """Return ``value`` in the largest unit of which it has at least one, or in the smallest."""
-    size, unit = next((pair for pair in units if value >= pair[0]), units[-1])
-    return f"{value / (1.0 if unit == 'TFLOP/s' else size):.3g} {unit}"
 
 
 def summarize(reporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -186,9 +179,10 @@ def _summarize_records(reporter: pytest.TerminalReporter, config: pytest.Config,
     counts = ", ".join(f"{count} {status}" for status, count in session.run().statuses().most_common())
     reporter.section("attention: records")
     reporter.write_line(f"grid {session.grid_name}: {counts}")
-    path = getattr(getattr(config, "_benchmarksession", None), "json", None)
-    if path:
-        name = path.name if hasattr(path, "write") else path  # pytest-benchmark < 5.3 holds an open file
-        reporter.write_line(f"charts: attn report {name} -o attn-report")
+    path, benchmarks = options.json_path(config), getattr(config, "_benchmarksession", None)
+    if session.unwritten is not None:
+        reporter.write_line(session.unwritten, red=True)
+    elif path is not None and benchmarks is not None and not benchmarks.disabled:
+        reporter.write_line(f"charts: attn report {path} -o attn-report")
     else:
         reporter.write_line("to keep them: pytest -m perf --benchmark-json=run.json")

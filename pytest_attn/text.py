@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TextIO
 
+TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 _CODES = {"red": "31", "green": "32", "yellow": "33", "bold": "1"}
 
 
@@ -54,6 +55,16 @@ def seconds(value: float) -> str:
         if value * factor >= 1.0:
             return f"{value * factor:.2f} {unit}"
     return f"{value * 1e9:.0f} ns"
+
+
+def scaled(value: float, units: Sequence[tuple[float, str]]) -> str:
+    """Return ``value`` to three digits, in the largest unit of which it has at least one, or in the smallest.
+
+    >>> scaled(0.0000425, TIMES), scaled(2.767, TIMES)
+    ('42.5 µs', '2.77 s')
+    """
+    size, unit = next((pair for pair in units if value >= pair[0]), units[-1])
+    return f"{value / size:.3g} {unit}"
 
 
 def count(number: int, noun: str) -> str:

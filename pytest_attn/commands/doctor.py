@@ -6,10 +6,10 @@ import argparse
 import importlib
 import os
 import platform
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_attn.commands.probing import first_line, package_version, state_of, version_of
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     sections: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
         ("basics", lambda: _basics(torch, why)),
         ("devices", lambda: _devices(torch)),
-        ("compilers", _compilers),
+        ("compilers", lambda: _compilers(torch)),
         ("optional packages", _optional),
         ("implementations", lambda: _implementations(torch)),
     )
@@ -120,20 +120,24 @@ def _describe(properties: torch.cuda._CudaDeviceProperties) -> str:
     return f"{properties.name}, compute capability {capability}, {properties.total_memory / 2**30:.1f} GiB"
 
 
-def _compilers() -> Iterator[Finding]:
-    # torch.utils.cpp_extension builds with $CXX where it is set, otherwise with g++.
-    compiler = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+def _compilers(torch: Any) -> Iterator[Finding]:
+    # torch.utils.cpp_extension builds with $CXX where it is set, otherwise with c++; it takes no arguments with it.
+    compiler, nvcc = os.environ.get("CXX", "c++"), "nvcc"
+    if torch is not None:
+        from attn_impls.tiled.build import cuda_tool
+
+        nvcc = cuda_tool("nvcc") or nvcc  # a toolkit is seldom on the path
     programs = (
-        ([*compiler, "--version"], "", "the compiler for tiled-cpu and tiled-seq", "apt-get install g++"),
-        (["nvcc", "--version"], "release", "the compiler for our CUDA kernels", "the CUDA toolkit that torch names"),
+        ([compiler, "--version"], "", "the compiler for tiled-cpu and tiled-seq", "apt-get install g++"),
+        ([nvcc, "--version"], "release", "the compiler for our CUDA kernels", "the CUDA toolkit that torch names"),
         (["ninja", "--version"], "", "the build tool of torch's extensions", "pip install ninja"),
     )
     for command, containing, purpose, get in programs:
-        line = first_line(command, containing)
+        line, name = first_line(command, containing), Path(command[0]).name
         if line is None:
-            yield Finding("missing", command[0], f"{purpose}; not on the path, or does not run", get)
+            yield Finding("missing", name, f"{purpose}; not found, or does not run", get)
         else:
-            yield Finding("ok", command[0], line)
+            yield Finding("ok", name, line)
 
 
 def _optional() -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from pytest_attn.commands.errors import UserError
 from pytest_attn.commands.files import write_json
 from pytest_attn.commands.lab5_point import DTYPE, Measured, Point, measure_point, why_not
 from pytest_attn.commands.lab5_sweep import AXES, plan, sweep
+from pytest_attn.probe import why_missing
 
 if TYPE_CHECKING:
     import torch
@@ -134,7 +135,7 @@ def _resolve(name: str, registry: Registry, device: torch.device) -> Implementat
     if name == "Pytorch":
         return _usable("naive", registry, device)
     if name == "Flash2":
-        missing = registry["flash-attn"].why_unavailable(device.type) if "flash-attn" in registry else "it is unknown"
+        missing = why_missing(registry["flash-attn"], device.type) if "flash-attn" in registry else "it is unknown"
         if missing is None:
             return registry["flash-attn"]
         _say(f"Flash2 is sdpa-flash here, because flash-attn is missing: {missing}")
@@ -148,7 +149,7 @@ def _resolve(name: str, registry: Registry, device: torch.device) -> Implementat
 
 def _usable(name: str, registry: Registry, device: torch.device) -> Implementation:
     implementation = registry.resolve(name)
-    reason = implementation.why_unavailable(device.type)
+    reason = why_missing(implementation, device.type)
     if reason is not None:
         advice = implementation.advice(reason)
         get = f"; get it: {advice}" if advice else ""

@@ -77,14 +77,17 @@ def _implementations(device: str | None) -> list[str]:
     from attn_impls import discover
 
     registry = discover()
-    rows, notes = [], []
+    rows, summaries = [], []
+    reasons: dict[str, list[str]] = {}  # many lack the same
     for name, implementation in registry.items():
         claims = implementation.capabilities
         if device is not None and device not in claims.devices:
             continue
         state, reason = state_of(implementation, device)
         if reason is not None:
-            notes.append(f"{name} is {state}: {reason}")
+            reasons.setdefault(f"{state}, {reason}", []).append(name)
+        if implementation.summary:
+            summaries.append((name, implementation.summary.rstrip(".")))
         dtypes = [dtype for dtype in ("fp32", "bf16", "fp16") if dtype in claims.dtypes]
         rows.append(
             (
@@ -97,9 +100,12 @@ def _implementations(device: str | None) -> list[str]:
                 ",".join(_also(claims)),
             )
         )
-    notes += [f"entry point {name} is broken: {reason}" for name, reason in registry.broken.items()]
     lines = table(("implementation", "state", "devices", "dtypes", "head dim", "masks", "also"), rows)
-    return [*lines, *map(printable, notes)]
+    if summaries:
+        lines += ["", *table(("implementation", "what it is"), summaries)]
+    notes = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    notes += [f"entry point {name}: broken, {reason}" for name, reason in registry.broken.items()]
+    return [*lines, *([""] if notes else []), *map(printable, notes)]
 
 
 def _also(claims: Capabilities) -> list[str]:

@@ -73,25 +73,39 @@ class Tensors:
     v: torch.Tensor
     dout: torch.Tensor
 
-    def clone(self) -> Tensors:
-        """Return a copy that nobody else holds."""
-        return Tensors(*(tensor.clone() for tensor in (self.q, self.k, self.v, self.dout)))
+    def kept(self) -> Tensors:
+        """Return a copy that nobody else holds, with all of the memory that each tensor is a view of."""
+        return Tensors(*(_copied_with_memory(tensor) for tensor in (self.q, self.k, self.v, self.dout)))
 
     def to(self, device: torch.device) -> Tensors:
         """Return the same values on ``device``."""
         return Tensors(*(tensor.to(device) for tensor in (self.q, self.k, self.v, self.dout)))
 
     def changed_since(self, kept: Tensors) -> str | None:
-        """Return the name of the first tensor that is no longer what it was in ``kept``, or ``None``."""
-        for name in ("q", "k", "v", "dout"):
-            if not torch.equal(getattr(self, name), getattr(kept, name)):
-                return name
+        """Return what is no longer as it was in :meth:`kept`, an input or the memory around one, or ``None``."""
+        pairs = [(name, getattr(self, name), getattr(kept, name)) for name in ("q", "k", "v", "dout")]
+        for name, now, before in pairs:
+            if not torch.equal(now, before):
+                return f"its input {name}"
+        for name, now, before in pairs:
+            if not torch.equal(_memory(now), _memory(before)):
+                return f"the memory around its input {name}"
         return None
 
     def requires_grad(self) -> Tensors:
         """Return the same values as fresh leaves that autograd follows (``dout`` stays as it is)."""
         q, k, v = (tensor.detach().requires_grad_() for tensor in (self.q, self.k, self.v))
         return Tensors(q, k, v, self.dout)
+
+
+def _memory(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the bytes of the whole storage of ``tensor``."""
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+
+
+def _copied_with_memory(tensor: torch.Tensor) -> torch.Tensor:
+    copy = _memory(tensor).clone().untyped_storage()
+    return tensor.new_empty(0).set_(copy, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
 def make_tensors(case: Case, device: torch.device, *, draw_on: torch.device | None = None) -> Tensors:

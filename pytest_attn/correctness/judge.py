@@ -118,7 +118,7 @@ def judge(impl: Implementation, case: Case, direction: Direction, device: torch.
     that it cannot run at all, passes through.
     """
     tensors = make_tensors(case, device)
-    kept = tensors.clone()
+    kept = tensors.kept()
     poison(tensors)
     with warnings.catch_warnings(record=True) as warned:
         # A warning is not a wrong result, even where the user turns warnings into errors for tests of their own.
@@ -128,8 +128,8 @@ def judge(impl: Implementation, case: Case, direction: Direction, device: torch.
                 later = case.problem.flops() <= _MOST_FLOPS_FOR_A_LATER_CALL
                 returned = run(impl, case.problem, tensors, direction, with_lse=True, later_call=later)
             got = copies(returned)
-            if (name := tensors.changed_since(kept)) is not None:
-                raise WrongOutput(f"it changed its input {name}")
+            if (what := tensors.changed_since(kept)) is not None:
+                raise WrongOutput(f"it changed {what}")
             if impl.capabilities.deterministic:
                 again = run(impl, case.problem, tensors, direction, with_lse=True)
                 if (name := first_difference(got, again)) is not None:

@@ -2,7 +2,8 @@
 
 The two sides come from the implementation itself, so that a mistake which oracle and implementation share still shows.
 Only the distance that two right results may have is the oracle's: the budget of each side, element by element (see
-:mod:`pytest_attn.correctness.budget`), where both sides have the same truth and condition twice the budget of one.
+:mod:`pytest_attn.correctness.budget`; that of ``naive`` as it stands, for what an order of writing adds, it adds to
+both), where both sides have the same truth and condition twice the budget of one.
 
 A property takes a case, fits its problem (a property of the full mask makes the mask full), and derives the other side
 from the case's own tensors and seed, so that the case alone repeats it.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -23,12 +24,13 @@ from attn_impls.naive import naive
 from attn_impls.problem import CAUSAL, FULL, Direction, Mask, Problem
 from pytest_attn.correctness.budget import FLOOR, NAIVE_FACTOR
 from pytest_attn.correctness.case import Case, Tensors, make_tensors
-from pytest_attn.correctness.oracle import solve
+from pytest_attn.correctness.oracle import Truth, solve
 from pytest_attn.correctness.running import run
 from pytest_attn.correctness.storage import placed
 
 Tensor = torch.Tensor
 _LONGEST = 320
+_GRADIENTS = ("dq", "dk", "dv")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,13 +59,34 @@ class Attention:
             raise OutsideCapabilities(why_not)
         return run(self.impl, problem, _inputs(problem, q, k, v), Direction.FWD)["out"].double()
 
+    def gradients(self, problem: Problem, x: Tensors) -> Tensor:
+        """Return ``dq``, ``dk`` and ``dv`` in one row."""
+        why_not = self.impl.capabilities.why_not(problem, Direction.BWD, x.q.device.type)
+        if why_not is not None:
+            raise OutsideCapabilities(why_not)
+        return _in_a_row(run(self.impl, problem, x, Direction.BWD))
+
+    def gradient_budget(self, problem: Problem, x: Tensors) -> Tensor:
+        """Return how far each of the :meth:`gradients` of a right implementation may be from the truth."""
+        truth = solve(problem, x, gradients=True)
+        plain = run(naive, problem, x, Direction.BWD)
+        return _in_a_row({name: _allowed(plain[name], truth, name) for name in _GRADIENTS})
+
     def budget(self, problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return how far the output of a right implementation may be from the truth, element by element."""
         inputs = _inputs(problem, q, k, v)
         truth = solve(problem, inputs, gradients=False)
-        off = run(naive, problem, inputs, Direction.FWD)["out"].double() - truth.exact["out"]
-        worst = off.abs().nan_to_num(0.0, 0.0, 0.0).amax() if off.numel() else 0.0
-        return NAIVE_FACTOR * worst + FLOOR * truth.noise["out"]
+        return _allowed(run(naive, problem, inputs, Direction.FWD)["out"], truth, "out")
+
+
+def _allowed(plain: Tensor, truth: Truth, name: str) -> Tensor:
+    off = plain.double() - truth.exact[name]
+    worst = off.abs().nan_to_num(0.0, 0.0, 0.0).amax() if off.numel() else 0.0
+    return NAIVE_FACTOR * worst + FLOOR * truth.noise[name]
+
+
+def _in_a_row(results: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([results[name].double().flatten() for name in _GRADIENTS])
 
 
 def _inputs(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tensors:
@@ -77,11 +100,12 @@ Relate = Callable[[Attention, Problem, Tensors, torch.Generator], Relation]
 
 @dataclass(frozen=True, slots=True)
 class Property:
-    """A relation, the problem it needs (``fit``), and why an implementation can never be asked (``never``)."""
+    """A relation, the problem it needs (``fit``), why an implementation can never be asked (``never``), and of what."""
 
     relate: Relate
     fit: Callable[[Problem], Problem]
     never: Callable[[Capabilities], str | None]
+    direction: Direction
 
     @property
     def name(self) -> str:
@@ -100,9 +124,10 @@ PROPERTIES: dict[str, Property] = {}
 def _metamorphic(
     fit: Callable[[Problem], Problem] = lambda problem: problem,
     never: Callable[[Capabilities], str | None] = lambda capabilities: None,
+    direction: Direction = Direction.FWD,
 ) -> Callable[[Relate], Relate]:
     def register(relate: Relate) -> Relate:
-        PROPERTIES[relate.__name__] = Property(relate, fit, never)
+        PROPERTIES[relate.__name__] = Property(relate, fit, never, direction)
         return relate
 
     return register
@@ -271,6 +296,21 @@ def linear_in_values(attention: Attention, problem: Problem, x: Tensors, generat
     return Relation(attention(problem, x.q, x.k, a + b), parts, budget)
 
 
+@_metamorphic(never=lambda claimed: None if claimed.backward else "has no backward", direction=Direction.BWD)
+def expanded_upstream(attention: Attention, problem: Problem, x: Tensors, generator: torch.Generator) -> Relation:
+    """One number, expanded to the upstream gradient, gives the gradients of as many copies of it.
+
+    Every mask. ``out.sum().backward()`` passes such a gradient, all of whose strides are 0. The number is the largest
+    of the case's own gradient, as regimes choose its size. What is compared is dq, dk and dv, one behind the other.
+    """
+    number = x.dout.abs().amax() if x.dout.numel() else x.dout.new_ones(())
+    q, k, v = (placed(tensor, problem.layout) for tensor in (x.q, x.k, x.v))
+    expanded = Tensors(q, k, v, number.expand_as(q))
+    dense = replace(expanded, dout=placed(expanded.dout, problem.layout))
+    allowed = 2 * attention.gradient_budget(problem, dense)
+    return Relation(attention.gradients(problem, expanded), attention.gradients(problem, dense), allowed)
+
+
 def _eighths(tensor: Tensor) -> Tensor:
     """Round to multiples of 1/8 from -4 to 4: six bits and a sign, so that two of them add up in bf16's eight."""
     return (8 * tensor.float()).round().clamp(-32, 32).div(8).to(tensor.dtype)
@@ -301,10 +341,12 @@ class PropertyVerdict:
 
     def explain(self) -> str:
         """Say in a few lines what does not hold, where, and by how much."""
+        direction = PROPERTIES[self.name].direction.value
         found = self.broken or f"{'ok' if self.ok else 'WRONG'} distance/budget {self.ratio:.3g} {self.where}"
         return (
             f"{self.impl} does not keep {self.name} on {self.case.problem.id}\n"
-            f"  {self.statement}\n  regime {self.case.regime}, seed {self.case.seed}, fwd, on {self.device}\n  {found}"
+            f"  {self.statement}\n  regime {self.case.regime}, seed {self.case.seed}, {direction}, on {self.device}\n"
+            f"  {found}"
         )
 
 

@@ -104,7 +104,7 @@ def _kernels(key: Key, base: set[frozenset[str] | None], head: set[frozenset[str
         for word, names in (("without", old - new), ("with", new - old))
         if names
     ]
-    what = "; ".join(parts) or "another choice of the same"
+    what = "; ".join(parts) or "the same names in another combination"
     if base & head:
         said = f"the kernels differ between runs of the same code: {what}"
         return Verdict(*key, Outcome.UNSURE, "varies", said, metric=NAMES)

@@ -199,7 +199,9 @@ def _open(path: Path, *, write: bool = False) -> Iterator[sqlite3.Connection]:
     try:
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
-        elif not path.is_file():
+        elif path.exists() and not path.is_file():
+            raise BadHistory(f"{path} is not a file")
+        elif not path.exists():
             raise BadHistory(f"{path} is not there; `attn gate run --history {path}` starts it")
         database = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None)
         with contextlib.closing(database):
@@ -224,5 +226,7 @@ def _check_version(database: sqlite3.Connection, path: Path, write: bool) -> Non
         for statement in _TABLES.split(";"):
             database.execute(statement)
         database.execute(f"PRAGMA user_version = {_VERSION}")
-    elif not tables or version != _VERSION:
+    elif not tables:
+        raise BadHistory(f"{path} holds no run yet; `attn gate run --history {path}` adds one")
+    elif version != _VERSION:
         raise BadHistory(f"{path} is not a history of this version, {_VERSION}: it says {version}")

@@ -26,7 +26,8 @@ def quantity(metric: str, value: float | None) -> str:
 
 def change(verdict: Verdict) -> str:
     """Return the movement as ``+5.0 %``; empty where there is none to tell."""
-    return "" if verdict.ratio is None else f"{100 * (verdict.ratio - 1):+.1f} %"
+    # Adding zero takes the sign off a negative one.
+    return "" if verdict.ratio is None else f"{round(100 * (verdict.ratio - 1), 1) + 0.0:+.1f} %"
 
 
 def summary(verdicts: Sequence[Verdict], code: int) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import inspect
-import traceback
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from pytest_attn.correctness.case import Case
 from pytest_attn.correctness.claims import judge_claim
 from pytest_attn.correctness.judge import judge
 from pytest_attn.correctness.properties import judge_property
-from pytest_attn.correctness.running import run
+from pytest_attn.frames import own_frames
 from pytest_attn.isolation.description import describe
 from pytest_attn.isolation.plain import rebuild
 from pytest_attn.perf import device as devices
@@ -25,9 +23,6 @@ from pytest_attn.perf.contract import Contract
 from pytest_attn.perf.instruments import Instruments
 from pytest_attn.perf.measure import measure_alone
 from pytest_attn.perf.resources import resources_of
-
-# The frames between ours and the implementation's lie in these files.
-_CALLERS = tuple(inspect.getfile(item) for item in (judge, judge_claim, judge_property, run, Implementation))
 
 
 class Answers:
@@ -139,9 +134,4 @@ class Answers:
 
 
 def _frames(error: BaseException | None) -> str | None:
-    if error is None:
-        return None
-    frames = traceback.extract_tb(error.__traceback__)
-    while frames and frames[0].filename in _CALLERS:
-        del frames[0]
-    return "".join(traceback.format_list(frames))
+    return None if error is None else own_frames(error)

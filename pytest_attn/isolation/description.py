@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from attn_impls.implementation import Capabilities, HeadDims, Implementation
 from attn_impls.problem import Problem
 from attn_impls.registry import Registry
+from pytest_attn.probe import why_missing
 
 Also = Callable[[str, Problem, str], str | None]
 """``(implementation, problem, device type)`` to why not, asked of a child."""
@@ -40,10 +41,6 @@ def describe(impl: Implementation, device_type: str) -> dict[str, Any]:
     claims |= {name: sorted(claims[name]) for name in _SETS}
     claims["head_dims"] = dataclasses.asdict(impl.capabilities.head_dims)
     claims["also"] = impl.capabilities.also is not None
-    try:
-        missing = impl.why_unavailable(device_type)
-    except Exception as error:
-        missing = f"its probe raised {type(error).__name__}: {error}"
     return {
         "name": impl.name,
         "capabilities": claims,
@@ -51,7 +48,7 @@ def describe(impl: Implementation, device_type: str) -> dict[str, Any]:
         "version": impl.version_or_unknown(),
         "how_to_get": impl.how_to_get,
         "declared": impl.declared,
-        "missing": missing,
+        "missing": why_missing(impl, device_type),
     }
 
 

@@ -31,6 +31,7 @@ from pytest_attn.perf.record import Record, Time
 from pytest_attn.perf.rounds import Turns, take_turns
 from pytest_attn.perf.stirring import Stirring
 from pytest_attn.perf.timers import HostBound, forget_frames, of_the_call
+from pytest_attn.text import TIMES, scaled
 
 _MOST_TRACED = 5
 _TRACE_S = 0.01
@@ -274,7 +275,7 @@ class _Group:
         # Only now: noise is no reason to keep silent about a wrong result or another kernel.
         if time_s.ci is not None and time_s.ci > contract.noisy_above:
             known, wanted = f"±{100 * time_s.ci:.0f} %", f"±{100 * contract.noisy_above:.0f} %"
-            middle = f"{1e6 * time_s.median:.0f} µs"
+            middle = scaled(time_s.median, TIMES)
             raise _Noisy(f"after {time_s.n} rounds the median, {middle}, is known to {known}, not {wanted}")
         host_s = member.turns.source.host_seconds()
         record = replace(

@@ -1,6 +1,14 @@
 """Tests of the tool judge the tool, not the machine: without the marker ``gpu`` they see no GPU even where one is."""
 
 import pytest
+import torch
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip before a fixture of a wider scope builds what needs the device."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture(autouse=True)

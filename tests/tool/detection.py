@@ -19,12 +19,13 @@ from attn_impls import Direction, Implementation
 from pytest_attn.correctness.case import Case
 from pytest_attn.correctness.fixed import fixed_cases
 from pytest_attn.correctness.judge import judge
+from pytest_attn.correctness.profiles import PROFILES
 from pytest_attn.correctness.properties import PROPERTIES, judge_property
 from pytest_attn.correctness.strategies import cases
 from tests.correctness import test_equivalence, test_properties
 
 CPU = torch.device("cpu")
-EXAMPLES = settings.get_profile("ci").max_examples
+EXAMPLES = PROFILES["ci"].max_examples
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def _run(impl: Implementation, check: str, body: Callable[..., None], examples: 
         return cases(impl.capabilities, "cpu", direction)
 
     @seed(start)
-    @settings(settings.get_profile("ci"), max_examples=examples, derandomize=False, phases=[Phase.generate])
+    @settings(PROFILES["ci"], max_examples=examples, derandomize=False, phases=[Phase.generate])
     @given(data=st.data())
     def test(data: st.DataObject) -> None:
         fixtures: dict[str, Any] = {"attn_impl": impl, "attn_cases": attn_cases, "data": data}

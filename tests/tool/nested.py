@@ -59,6 +59,9 @@ def interrupted(q, k, v, causal=False):
 
 def plain(q, k, v):
     return right(q, k, v)
+
+def cache_too(q, k, v, cache, causal=False):
+    return right(q, k, v, causal)
 """
 
 # Of the contract's name, but short and never ``noisy``: what these runs show must not hang on how busy the machine is.

@@ -19,6 +19,7 @@ from pytest_attn.correctness.judge import Verdict, judge
 from pytest_attn.correctness.oracle import Truth
 from pytest_attn.correctness.regimes import REGIMES
 from pytest_attn.correctness.standard import judge_results
+from pytest_attn.correctness.storage import STORAGES
 
 CPU = torch.device("cpu")
 PROBLEM = Problem(1, 2, 2, 33, 33, 16, "fp32", CAUSAL)
@@ -252,6 +253,20 @@ def test_an_input_that_was_changed_is_found(name: str) -> None:
 
     result = judge(Implementation("mine", attention), Case(PROBLEM), Direction.FWD, CPU)
     assert result.broken == f"it changed its input {name}"
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+@pytest.mark.parametrize("value", [0.0, -math.nan])
+def test_a_write_beside_an_input_is_found(name: str, value: float) -> None:
+    def attention(q: Any, k: Any, v: Any, problem: Problem) -> Any:
+        written = {"q": q, "k": k, "v": v}[name]
+        behind = written.storage_offset() + written.shape[-1]
+        torch.as_strided(written, (1,), (1,), behind).fill_(value)
+        return naive(q, k, v, problem)
+
+    case = Case(PROBLEM, seed=STORAGES.index("wide_rows"))
+    result = judge(Implementation("mine", attention), case, Direction.FWD, CPU)
+    assert result.broken == f"it changed the memory around its input {name}"
 
 
 @pytest.mark.parametrize("value", [0.0, math.nan, -1e30, math.inf])

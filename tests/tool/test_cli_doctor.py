@@ -29,7 +29,7 @@ def test_it_names_what_is_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert words(out, "torch")[:3] == ["ok", "torch", f"{torch.__version__},"]
     for name in ("Python", "pytest", "pytest-benchmark", "hypothesis", "cpu", "naive"):
         assert words(out, name)[0] == "ok"
-    for name in ("g++", "nvcc", "ninja", "matplotlib", "pandas", "jinja2", "nvidia-ml-py", "flash-attn"):
+    for name in ("c++", "nvcc", "ninja", "matplotlib", "pandas", "jinja2", "nvidia-ml-py", "flash-attn"):
         assert words(out, name)[0] in ("ok", "missing")
     assert out.splitlines()[-1].startswith("attn doctor: ready; ")
 
@@ -50,10 +50,12 @@ def test_a_missing_compiler_and_package_come_with_how_to_get_them(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("attn_impls.tiled.build.cuda_tool", lambda name: None)
     monkeypatch.setattr(doctor, "package_version", lambda name: None)
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
-    assert words(out, "g++")[0] == "missing"
+    assert words(out, "c++")[0] == "missing"
     assert "apt-get install g++" in out
     assert words(out, "nvcc")[0] == "missing"
     assert words(out, "matplotlib")[0] == "missing"
@@ -63,9 +65,21 @@ def test_a_missing_compiler_and_package_come_with_how_to_get_them(
 def test_the_compiler_that_torch_would_use_is_looked_at(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler -m64")
+    monkeypatch.setenv("CXX", "env c++")  # torch quotes it as one program
     assert main(["doctor"]) == 0
-    assert words(capsys.readouterr().out, "no-such-compiler")[0] == "missing"
+    assert words(capsys.readouterr().out, "env")[:3] == ["missing", "env", "c++"]
+
+
+def test_a_toolkit_beside_the_path_is_found_as_a_build_finds_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 99.1'\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert main(["doctor"]) == 0
+    assert " ".join(words(capsys.readouterr().out, "nvcc")) == "ok nvcc Cuda compilation tools, release 99.1"
 
 
 def test_implementations_say_why_and_how(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

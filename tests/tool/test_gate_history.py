@@ -151,6 +151,11 @@ def test_a_cell_is_drawn(file: Path, tmp_path: Path) -> None:
 def test_what_is_not_there_is_one_sentence(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["history", "list", "--history", str(file)]) == 2
     assert "is not there" in capsys.readouterr().err
+    assert main(["history", "list", "--history", str(file.parent)]) == 2
+    assert capsys.readouterr().err.endswith(" is not a file\n")
+    file.touch()
+    assert main(["history", "list", "--history", str(file)]) == 2
+    assert "holds no run yet; `attn gate run --history" in capsys.readouterr().err
     append(file, entry(1), [verdict(1e-3)])
     assert main(["history", "show", "flash *", "--history", str(file)]) == 2
     err = capsys.readouterr().err

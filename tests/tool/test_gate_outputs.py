@@ -13,6 +13,7 @@ from pytest_attn.gate.annotations import workflow_commands
 from pytest_attn.gate.document import document
 from pytest_attn.gate.junit import junit
 from pytest_attn.gate.markdown import LIMIT, markdown
+from pytest_attn.gate.shown import change
 from pytest_attn.gate.terminal import render, summary
 
 EVIL = "a|b\n::error::x%0A<i>\x1b[31m&`*"
@@ -47,6 +48,11 @@ def test_the_terminal_shows_a_metric_in_its_own_unit_and_word() -> None:
     assert row.split()[:5] == ["more", "flex", "b0", "fwd", "peak_bytes"]
     assert "1.00 MiB  3.00 MiB  +200.0 %" in row
     assert header.split()[4] == "metric"
+
+
+@pytest.mark.parametrize(("ratio", "shown"), [(1.05, "+5.0 %"), (0.9996, "+0.0 %"), (0.9994, "-0.1 %")])
+def test_a_change_too_small_to_show_has_no_minus(ratio: float, shown: str) -> None:
+    assert change(verdict(base=1e-3, head=ratio * 1e-3)) == shown
 
 
 def test_markdown_has_the_worst_first_and_hides_what_needs_no_attention() -> None:

@@ -401,7 +401,9 @@ def test_rounds_take_turns_and_land_in_each_tests_own_row(
     assert len(runs) >= 5, f"no turns were taken: {calls(folder)}"
     medians = {record.impl: record.time_s.median for record in load_run(folder / "run.json").records if record.time_s}
     assert set(medians) == {"logged:a", "logged:b"}
-    assert 0.011 <= medians["logged:a"] < medians["logged:b"]
+    # What sleeps never wakes early: a busy machine may make either of them longer, and none shorter.
+    assert medians["logged:a"] >= 0.011
+    assert medians["logged:b"] >= 0.022
 
 
 def test_a_group_is_measured_when_its_first_test_runs(pytester: pytest.Pytester, folder: Path) -> None:

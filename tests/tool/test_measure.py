@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-import time
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,11 +15,14 @@ import torch
 from attn_impls import Capabilities, Implementation, Unavailable, as_implementation
 from attn_impls.naive import naive
 from attn_impls.problem import CAUSAL, Direction, Problem
+from pytest_attn.perf import check
 from pytest_attn.perf.measure import is_out_of_memory, measure, measure_alone
 from pytest_attn.perf.record import Record
 from pytest_attn.perf.spread import half_width
 from pytest_attn.perf.timers import HostBound
 from pytest_attn.perf.wall import WallSource
+from tests.tool.fake_cuda import Host
+from tests.tool.fake_cuda import host as host
 from tests.tool.quick import CPU, QUICK, instruments
 
 SMALL = Problem(1, 2, 2, 16, 16, 8, "fp32", CAUSAL)
@@ -189,7 +193,7 @@ def test_noisy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measure(impl, SMALL, Direction.FWD, CPU, at_most).status == "ok"
     record = measure(impl, SMALL, Direction.FWD, CPU, dataclasses.replace(QUICK, noisy_above=0.74))
     assert (record.status, record.time_s) == ("noisy", None)
-    assert "is known to ±75 %" in str(record.reason)
+    assert "the median, 2 s, is known to ±75 %" in str(record.reason)
 
 
 def test_noise_hides_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,30 +212,32 @@ def test_unavailable_passes_through() -> None:
         measured(attention)
 
 
-def test_compilation_is_the_first_call_less_a_round() -> None:
-    calls: list[None] = []
+@pytest.fixture
+def clock(host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """The clock of the timer and of the check before it."""
+    monkeypatch.setattr(check, "time", SimpleNamespace(perf_counter=lambda: host.now))
+    return host
+
+
+def test_compilation_is_the_first_call_less_a_round(clock: Host) -> None:
+    seconds = itertools.chain([0.25], itertools.repeat(0.05))
 
     def attention(q: Any, k: Any, v: Any, problem: Problem) -> torch.Tensor:
-        if not calls:
-            time.sleep(0.2)
-        calls.append(None)
+        clock.work(next(seconds))()
         return right(q, k, v, problem)
 
     record = measured(attention)
-    assert record.compile_s is not None
-    assert 0.15 < record.compile_s < 2
+    assert record.compile_s == pytest.approx(0.2)
     assert record.time_s is not None
-    assert record.time_s.median < 0.1
+    assert record.time_s.median == pytest.approx(0.05)
 
 
-def test_a_slow_call_is_no_compilation() -> None:
+def test_a_slow_call_is_no_compilation(clock: Host) -> None:
     def attention(q: Any, k: Any, v: Any, problem: Problem) -> torch.Tensor:
-        time.sleep(0.2)
+        clock.work(0.2)()
         return right(q, k, v, problem)
 
-    record = measured(attention)
-    assert record.compile_s is not None
-    assert record.compile_s < 0.15
+    assert measured(attention).compile_s == pytest.approx(0.0)
 
 
 def test_one_wrong_gradient_is_enough() -> None:
@@ -245,23 +251,24 @@ def test_one_wrong_gradient_is_enough() -> None:
     assert measured(attention, direction=Direction.BWD).status == "error"
 
 
-def test_forward_is_timed_without_a_graph_and_backward_alone() -> None:
+def test_forward_is_timed_without_a_graph_and_backward_alone(clock: Host) -> None:
     seen: list[bool] = []
 
     def attention(q: torch.Tensor, k: Any, v: Any, problem: Problem) -> torch.Tensor:
         seen.append(torch.is_grad_enabled() and q.requires_grad)
-        time.sleep(0.1)
-        return right(q, k, v, problem)
+        clock.work(0.1)()
+        out = right(q, k, v, problem)
+        if out.requires_grad:
+            out.register_hook(lambda gradient: clock.work(0.3)())
+        return out
 
     forward = measured(attention)
     assert not any(seen)
     seen.clear()
     backward, both = (measured(attention, direction=d) for d in (Direction.BWD, Direction.FWD_BWD))
     assert all(seen)
-    assert forward.time_s is not None
-    assert backward.time_s is not None
-    assert both.time_s is not None
-    assert backward.time_s.median < 0.1 <= min(forward.time_s.median, both.time_s.median)
+    medians = [None if record.time_s is None else record.time_s.median for record in (forward, backward, both)]
+    assert medians == pytest.approx([0.1, 0.3, 0.4])
 
 
 def test_a_warning_is_no_error() -> None:

@@ -52,6 +52,7 @@ def test_right_implementations_keep_them(name: str, dtype: str, mask: Mask) -> N
         ("wrong key head", "repeated_heads"),
         ("diagonal off by one", "wide_window"),
         ("fp16 accumulator", "linear_in_values"),
+        ("upstream gradient read as if dense", "expanded_upstream"),
     ],
 )
 def test_each_catches_what_it_is_for(fault: str, name: str) -> None:
@@ -118,7 +119,7 @@ def test_a_property_that_can_never_be_asked_is_skipped(pytester: pytest.Pytester
     (pytester.path / "test_properties.py").write_text(text)
     (pytester.path / "declared.py").write_text(DECLARED)
     result = run(pytester, "--attn-impl", "declared:one_head", "-k", "repeated_heads", "-rs")
-    result.assert_outcomes(skipped=1, deselected=10)
+    result.assert_outcomes(skipped=1, deselected=len(PROPERTIES) + 1)
     result.stdout.fnmatch_lines(["SKIPPED*every case needs a call outside the capabilities"])
 
 
@@ -138,12 +139,12 @@ def test_a_failure_is_repeated_by_its_command(pytester: pytest.Pytester, monkeyp
     (pytester.path / "test_properties.py").write_text(text)
     (pytester.path / "wrong.py").write_text(KERNELS)
     failed = run(pytester, "--attn-impl", "wrong:first_batch", "-k", "independent_batches")
-    failed.assert_outcomes(failed=1, deselected=10)
+    failed.assert_outcomes(failed=1, deselected=len(PROPERTIES) + 1)
     (arguments,) = repeat_commands(failed)
     repro = json.loads(arguments[arguments.index("--attn-repro") + 1])
     assert repro["property"] == "independent_batches"
     again = run(pytester, *arguments)
-    again.assert_outcomes(failed=1, deselected=10)
+    again.assert_outcomes(failed=1, deselected=len(PROPERTIES) + 1)
     assert repeat_commands(again) == [arguments]
     batch = repro["problem"]["batch"]
     assert batch >= 2

@@ -87,9 +87,11 @@ def test_a_base_that_cannot_be_compared_is_refused_before_anything_is_timed(
     option = base(1)
     path = Path(pytester.path, "base.json")
     path.write_text(path.read_text().replace('"device_type": "cpu"', '"device_type": "cuda"'))
-    result = run(pytester, *TINY, option)
+    stored = path.read_text()
+    result = run(pytester, *TINY, option, "--benchmark-json=base.json")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "differ in machine (device_type: cuda -> cpu)" in said(result)
+    assert path.read_text() == stored, "what was refused replaces nothing"
     path.write_text(path.read_text()[:100])
     result = run(pytester, *TINY, option)
     assert result.ret == pytest.ExitCode.USAGE_ERROR

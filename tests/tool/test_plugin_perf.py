@@ -187,6 +187,39 @@ def test_an_unknown_pytest_benchmark_is_refused(pytester: pytest.Pytester, monke
     assert "install pytest-benchmark>=5.2,<6" in said(result)
 
 
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [("gone/run.json", "gone/run.json: there is no folder gone"), (".", ". is a folder, not a file")],
+)
+def test_a_json_that_cannot_be_written_is_refused_before_anything_is_timed(
+    pytester: pytest.Pytester, path: str, sentence: str
+) -> None:
+    result = run(pytester, *options("naive")[:-1], "--benchmark-json", path)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert f"ERROR: --benchmark-json {sentence}" in result.errlines
+
+
+def test_a_timed_cell_is_a_benchmark_to_the_options_that_choose_by_that(pytester: pytest.Pytester) -> None:
+    run(pytester, *options("naive"), "--benchmark-only").assert_outcomes(passed=2)
+    run(pytester, *options("naive"), "--benchmark-skip").assert_outcomes(skipped=2)
+
+
+def test_a_run_compared_with_one_of_this_machine_is_of_the_same_machine(pytester: pytest.Pytester) -> None:
+    cell = "test_perf.py::test_perf[naive-b1-h4-kv4-q128-k128-d64-fp32-full-fwd]"  # nothing of ours is named
+    run(pytester, "-m", "perf", cell, "--benchmark-save=before").assert_outcomes(passed=1)
+    compared = run(pytester, "-m", "perf", cell, "--benchmark-compare", "-v")
+    compared.assert_outcomes(passed=1)
+    assert "Comparing against benchmarks from" in said(compared)
+    assert "machine_info is different" not in said(compared)
+
+
+def test_benchmarks_that_are_disabled_write_no_json(pytester: pytest.Pytester) -> None:
+    result = run(pytester, *options("naive"), "--benchmark-disable")
+    result.assert_outcomes(passed=2)
+    assert not (pytester.path / "run.json").exists()
+    assert "attn report" not in said(result)
+
+
 def test_what_is_wrong_is_not_timed(pytester: pytest.Pytester) -> None:
     expected = {
         "off_by_one_percent": "wrong result: the error is ",
@@ -214,6 +247,15 @@ def test_cells_outside_the_capabilities_are_recorded(pytester: pytest.Pytester) 
     result.stdout.fnmatch_lines(["grid tiny.toml: 3 ok, 1 unsupported"])
 
 
+def test_a_correctness_run_says_nothing_of_cells(pytester: pytest.Pytester) -> None:
+    lay_out(pytester, "correctness")
+    arguments = ("-m", "correctness", "-k", "forward", "--attn-impl=mykernels:plain", "--attn-device=cpu")
+    result = run(pytester, *arguments, "--attn-grid=tiny.toml", "test_equivalence.py", "test_perf.py")
+    result.assert_outcomes(passed=1, deselected=4)
+    result.stdout.fnmatch_lines(["*attention: worst error over budget*"])
+    result.stdout.no_fnmatch_line("*attention: records*")
+
+
 def test_ctrl_c_keeps_the_problems_that_were_measured(pytester: pytest.Pytester) -> None:
     stopped = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options("naive", "interrupted")],
@@ -221,7 +263,7 @@ def test_ctrl_c_keeps_the_problems_that_were_measured(pytester: pytest.Pytester)
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert stopped.returncode == pytest.ExitCode.INTERRUPTED, stopped.stdout + stopped.stderr

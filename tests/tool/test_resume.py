@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import cpuinfo
 import pytest
+from pytest_benchmark.session import BenchmarkSession
 
 from pytest_attn.perf.journal import read_journal
 from pytest_attn.perf.record import load_run
@@ -53,7 +55,7 @@ def stopped_by(folder: Path, signal: int) -> subprocess.CompletedProcess[str]:
     """Run in a process of its own, which ends in the implementation's second problem, the last of two."""
     (folder / "die").write_text(str(signal))
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *WHOLE]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
     (folder / "die").unlink()
     (folder / "calls").unlink()
     return done
@@ -233,3 +235,46 @@ def test_a_full_disk_ends_the_run_in_one_sentence(
     monkeypatch.setattr("pytest_attn.perf.journal.Journal.append", full)
     result = run(pytester, *WHOLE)
     assert "run.json.journal: No space left on device" in said(result)
+
+
+@pytest.mark.parametrize("refused", [["--attn-cells=gone"], ["--attn-cells=cells"]])
+def test_a_refused_run_leaves_the_json_of_an_earlier_one(
+    pytester: pytest.Pytester, folder: Path, refused: list[str]
+) -> None:
+    (folder / "cells").write_text("naive no-such-problem fwd\n")
+    assert run(pytester, *WHOLE, *refused).ret == pytest.ExitCode.USAGE_ERROR
+    assert not (folder / "run.json").exists()
+    run(pytester, *WHOLE).assert_outcomes(passed=4)
+    before = (folder / "run.json").read_bytes()
+    assert run(pytester, *WHOLE, *refused).ret == pytest.ExitCode.USAGE_ERROR
+    assert (folder / "run.json").read_bytes() == before
+
+
+def test_a_run_stopped_before_its_first_cell_leaves_the_json_of_an_earlier_one(
+    pytester: pytest.Pytester, folder: Path
+) -> None:
+    run(pytester, *WHOLE).assert_outcomes(passed=4)
+    before = (folder / "run.json").read_bytes()
+    (folder / "test_first.py").write_text("def test_interrupted():\n    raise KeyboardInterrupt\n")
+    stopped = pytester.runpytest_subprocess("test_first.py", "test_perf.py", *WHOLE, "-m", "")
+    assert stopped.ret == pytest.ExitCode.INTERRUPTED
+    assert (folder / "run.json").read_bytes() == before
+
+
+def test_a_json_that_the_disk_does_not_take_is_said_and_resumed(
+    pytester: pytest.Pytester, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: BenchmarkSession, output: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BenchmarkSession, "save_json", full)
+        result = run(pytester, *WHOLE)
+    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
+    result.stdout.fnmatch_lines(
+        ["cannot write run.json: No space left on device; what was measured is in */run.json.journal: make room, *"]
+    )
+    assert "Traceback" not in said(result)
+    (folder / "calls").unlink()
+    run(pytester, *WHOLE, "--attn-resume").assert_outcomes(passed=4)
+    assert not (folder / "calls").exists()

@@ -38,7 +38,7 @@ NARROW = {
 def drawn(capabilities: Capabilities, count: int = 300) -> list[Case]:
     found: list[Case] = []
 
-    @settings(profiles.settings.get_profile("ci"), max_examples=count)
+    @settings(profiles.PROFILES["ci"], max_examples=count)
     @given(cases(capabilities, "cpu", Direction.BWD))
     def collect(case: Case) -> None:
         found.append(case)
@@ -334,7 +334,7 @@ def test_case_refusals(data: dict[str, object], message: str) -> None:
 
 
 def test_profiles() -> None:
-    found = {name: profiles.settings.get_profile(name) for name in profiles.PROFILES}
+    found = profiles.PROFILES
     assert {name: profile.max_examples for name, profile in found.items()} == {"dev": 25, "ci": 100, "nightly": 2000}
     assert all(profile.deadline is None for profile in found.values())
     assert found["ci"].derandomize

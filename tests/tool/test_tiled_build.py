@@ -50,7 +50,7 @@ def toy(tmp_path: Path) -> Path:
 def run_child(source: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", CHILD, str(source)]
     root = Path(build.__file__).parents[2]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=root, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=root, check=False)
 
 
 def test_second_process_does_not_build_and_a_killed_one_does_not_hang(cache: Path, toy: Path) -> None:

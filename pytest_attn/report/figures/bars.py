@@ -51,7 +51,8 @@ def _bars(made: Sheet, panel: Panel, rows: pd.DataFrame, metric: Metric) -> None
     values = rows[metric.column].to_numpy(dtype=float)
     real = values[np.isfinite(values) & (values > 0)]
     log = float(real.max() / real.min()) > _MOST_RATIO
-    _value_axis(ax, float(real.min()), float(real.max()), metric, log=log)
+    reach = rows[metric.high].max() if metric.high else 0.0
+    _value_axis(ax, float(real.min()), float(real.max()), float(np.nan_to_num(reach)), metric, log=log)
     left = ax.get_xlim()[0]
     for place, row in enumerate(rows.itertuples()):
         style, value = look(str(row.impl)), float(getattr(row, metric.column))
@@ -108,16 +109,19 @@ def _bars(made: Sheet, panel: Panel, rows: pd.DataFrame, metric: Metric) -> None
     ax.set_ylim(len(rows) - 0.4, -0.6)
 
 
-def _value_axis(ax: Axes, low: float, high: float, metric: Metric, *, log: bool) -> None:
+def _value_axis(ax: Axes, low: float, high: float, reach: float, metric: Metric, *, log: bool) -> None:
+    """Lay out the axis of values from ``low`` to ``high``, whose spreads end at ``reach``.
+
+    More than half of the width holds values, the rest the text beside the last of them, which stands behind its spread.
+    """
     scales.dress(ax)
     ax.spines["left"].set_visible(False)
     if log:
-        # Two thirds of the width hold values, the rest the text beside the last of them.
         low = low / 1.5
-        high = high * (high / low) ** 0.75
+        high = max(high * (high / low) ** 0.75, reach * (reach / low) ** 0.6 if reach > high else 0.0)
         scales.log_values_axis(ax, low, high, metric.show, metric.base, along="x", most=4)
     else:
-        scales.linear_values_axis(ax, high * 1.75, metric.show, metric.base, along="x", most=4)
+        scales.linear_values_axis(ax, max(high * 1.75, reach * 1.6), metric.show, metric.base, along="x", most=4)
 
 
 def _text(row: object, metric: Metric) -> str:

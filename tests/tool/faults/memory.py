@@ -141,6 +141,19 @@ class ChangesItsInput(Kernel):
         return result
 
 
+class ClearsBehindItsRows(Kernel):
+    """What lies behind each row of keys and values, up to a multiple of 8 elements, is set to 0 where it lies."""
+
+    name = "writes past the end of its rows"
+
+    def read_kv(self, kv: Tensor, problem: Problem) -> Tensor:
+        *rows, width = kv.shape
+        missing = -width % 8
+        if min(kv.stride()[:-1]) >= width + missing:
+            torch.as_strided(kv.detach(), (*rows, missing), kv.stride(), kv.storage_offset() + width).zero_()
+        return super().read_kv(kv, problem)
+
+
 class NotDeterministic(Kernel):
     """Claims to be deterministic; every third call differs by one ulp here and there, as atomics do."""
 
