@@ -301,9 +301,11 @@ def expanded_upstream(attention: Attention, problem: Problem, x: Tensors, genera
     """One number, expanded to the upstream gradient, gives the gradients of as many copies of it.
 
     Every mask. ``out.sum().backward()`` passes such a gradient, all of whose strides are 0. The number is the largest
-    of the case's own gradient, as regimes choose its size. What is compared is dq, dk and dv, one behind the other.
+    of the case's own gradient, whose size the regime chooses, over the root of the number of queries, since equal terms
+    add up by their number and not by its root. What is compared is dq, dk and dv, one behind the other.
     """
-    number = x.dout.abs().amax() if x.dout.numel() else x.dout.new_ones(())
+    terms = max(1, problem.q_len * problem.heads // problem.kv_heads)
+    number = x.dout.abs().amax() / math.sqrt(terms) if x.dout.numel() else x.dout.new_ones(())
     q, k, v = (placed(tensor, problem.layout) for tensor in (x.q, x.k, x.v))
     expanded = Tensors(q, k, v, number.expand_as(q))
     dense = replace(expanded, dout=placed(expanded.dout, problem.layout))

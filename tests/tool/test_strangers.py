@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 
 import pytest
 
@@ -44,8 +45,10 @@ def _laid_out(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def stranger(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
-    plugin = ["-p", "pytest_attn.plugin", "-p", "no:cacheprovider"]
-    return pytester.runpytest_subprocess(*plugin, "--hypothesis-profile", "ci", *arguments)
+    # Where it is installed it is there by its entry point, and would be there twice.
+    installed = any(point.value == "pytest_attn.plugin" for point in metadata.entry_points(group="pytest11"))
+    plugin = () if installed else ("-p", "pytest_attn.plugin")
+    return pytester.runpytest_subprocess(*plugin, "-p", "no:cacheprovider", "--hypothesis-profile", "ci", *arguments)
 
 
 def test_profiles_markers_and_machine_info_stay_theirs(pytester: pytest.Pytester) -> None:
