@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import traceback
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest_attn
 from attn_impls import adapt
 from attn_impls.implementation import Implementation
 
-_OURS = str(Path(pytest_attn.__file__).parent)
+_OURS = f"{Path(pytest_attn.__file__).parent}{os.sep}"  # not a package whose name begins with ours
 _CALLERS = (inspect.getfile(Implementation), inspect.getfile(adapt))
 
 

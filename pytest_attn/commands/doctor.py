@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_attn.commands.probing import first_line, package_version, state_of, version_of
+from pytest_attn.commands.probing import first_line, package_version, version_of
+from pytest_attn.probe import state_of
 from pytest_attn.text import paint, printable, table, wants_colour
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import inspect
 from typing import TYPE_CHECKING
 
 from pytest_attn.commands.errors import UserError
-from pytest_attn.commands.probing import state_of
+from pytest_attn.probe import state_of
 from pytest_attn.text import count, printable, table
 
 if TYPE_CHECKING:

@@ -38,15 +38,6 @@ def package_version(name: str) -> str | None:
         return None
 
 
-def state_of(implementation: Implementation, device_type: str | None) -> tuple[str, str | None]:
-    """Return ``("available", None)``, ``("missing", reason)``, or ``("broken", why)`` when its probe raises."""
-    try:
-        reason = implementation.why_unavailable(device_type)
-    except Exception as error:
-        return "broken", f"its probe raised {type(error).__name__}: {error}"
-    return ("available", None) if reason is None else ("missing", reason)
-
-
 def version_of(implementation: Implementation) -> str:
     """Return the implementation's version, or why it does not say."""
     try:

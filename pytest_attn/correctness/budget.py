@@ -120,7 +120,7 @@ class TensorBudget:
         if self._exact.numel() == 0:
             return
         errors = torch.stack([self._error(each.detach().double()) for each in naive]).nan_to_num_(0.0, 0.0, 0.0)
-        self._bound = NAIVE_FACTOR * errors.abs().max() + FLOOR * noise
+        self._bound = element_bound(errors, noise)
         self._rms_budget = NAIVE_FACTOR * max(_rms(error) for error in errors) + FLOOR * _rms(noise)
         by_row, scatter_by_row = (self._by_row(tensor).sqrt() for tensor in (errors, scatter))
         self._row_bound = scatter_by_row * (NAIVE_FACTOR * (by_row / scatter_by_row).max() + FLOOR)
@@ -183,6 +183,12 @@ class TensorBudget:
     def _by_row(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return mean squares of the rows, ``[batch, heads, rows]``."""
         return tensor.square() if self._rowless else tensor.square().mean(dim=-1)
+
+
+def element_bound(errors: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Return the bounds by *element*, of the shape of ``noise``; ``errors`` are finite, of any number of results."""
+    worst = errors.abs().max() if errors.numel() else 0.0
+    return NAIVE_FACTOR * worst + FLOOR * noise
 
 
 def _unravelled(flat: int, shape: Sequence[int]) -> tuple[int, ...]:

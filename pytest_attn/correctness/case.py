@@ -83,14 +83,13 @@ class Tensors:
 
     def changed_since(self, kept: Tensors) -> str | None:
         """Return what is no longer as it was in :meth:`kept`, an input or the memory around one, or ``None``."""
-        pairs = [(name, getattr(self, name), getattr(kept, name)) for name in ("q", "k", "v", "dout")]
-        for name, now, before in pairs:
-            if not torch.equal(now, before):
+        pairs = {name: (getattr(self, name), getattr(kept, name)) for name in ("q", "k", "v", "dout")}
+        # Inputs may share a storage: a change in one of them shows in the memory of all.
+        touched = [name for name, (now, before) in pairs.items() if not torch.equal(_memory(now), _memory(before))]
+        for name in touched:
+            if not torch.equal(*pairs[name]):
                 return f"its input {name}"
-        for name, now, before in pairs:
-            if not torch.equal(_memory(now), _memory(before)):
-                return f"the memory around its input {name}"
-        return None
+        return f"the memory around its input {touched[0]}" if touched else None
 
     def requires_grad(self) -> Tensors:
         """Return the same values as fresh leaves that autograd follows (``dout`` stays as it is)."""

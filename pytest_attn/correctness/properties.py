@@ -22,7 +22,7 @@ import torch
 from attn_impls.implementation import Capabilities, Implementation, Unavailable
 from attn_impls.naive import naive
 from attn_impls.problem import CAUSAL, FULL, Direction, Mask, Problem
-from pytest_attn.correctness.budget import FLOOR, NAIVE_FACTOR
+from pytest_attn.correctness.budget import element_bound
 from pytest_attn.correctness.case import Case, Tensors, make_tensors
 from pytest_attn.correctness.oracle import Truth, solve
 from pytest_attn.correctness.running import run
@@ -54,17 +54,17 @@ class Attention:
 
     def __call__(self, problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return the output ``[batch, heads, q_len, head_dim]``."""
-        why_not = self.impl.capabilities.why_not(problem, Direction.FWD, q.device.type)
-        if why_not is not None:
-            raise OutsideCapabilities(why_not)
-        return run(self.impl, problem, _inputs(problem, q, k, v), Direction.FWD)["out"].double()
+        return self._run(problem, _inputs(problem, q, k, v), Direction.FWD)["out"].double()
 
     def gradients(self, problem: Problem, x: Tensors) -> Tensor:
         """Return ``dq``, ``dk`` and ``dv`` in one row."""
-        why_not = self.impl.capabilities.why_not(problem, Direction.BWD, x.q.device.type)
+        return _in_a_row(self._run(problem, x, Direction.BWD))
+
+    def _run(self, problem: Problem, x: Tensors, direction: Direction) -> dict[str, Tensor]:
+        why_not = self.impl.capabilities.why_not(problem, direction, x.q.device.type)
         if why_not is not None:
             raise OutsideCapabilities(why_not)
-        return _in_a_row(run(self.impl, problem, x, Direction.BWD))
+        return run(self.impl, problem, x, direction)
 
     def gradient_budget(self, problem: Problem, x: Tensors) -> Tensor:
         """Return how far each of the :meth:`gradients` of a right implementation may be from the truth."""
@@ -80,9 +80,8 @@ class Attention:
 
 
 def _allowed(plain: Tensor, truth: Truth, name: str) -> Tensor:
-    off = plain.double() - truth.exact[name]
-    worst = off.abs().nan_to_num(0.0, 0.0, 0.0).amax() if off.numel() else 0.0
-    return NAIVE_FACTOR * worst + FLOOR * truth.noise[name]
+    errors = (plain.double() - truth.exact[name]).nan_to_num(0.0, 0.0, 0.0)
+    return element_bound(errors, truth.noise[name])
 
 
 def _in_a_row(results: Mapping[str, Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ from pytest_attn.correctness.budget import TensorVerdict
 from pytest_attn.correctness.case import Tensors
 from pytest_attn.correctness.oracle import rows_that_see, solve
 from pytest_attn.correctness.running import run
-from pytest_attn.correctness.standard import Standard, otherwise, standard
+from pytest_attn.correctness.standard import Standard, earned_by, standard
 
 # Queries, and keys, that are judged: two tiles of most kernels. Fewer queries where the keys are very many.
 _JUDGED = 256
@@ -79,8 +79,8 @@ def slice_standard(
         return SliceStandard(rows, by_row, slice(0), None)
     keys = _range(slice(0, problem.kv_len), _JUDGED, pick)
     truth = solve(problem, tensors, gradients=True, keys=keys, most_scores=most_scores)
-    earned = functools.partial(naive_of_keys, problem, tensors, keys)
-    return SliceStandard(rows, by_row, keys, Standard(truth, earned(naive), otherwise(problem, earned)))
+    results = functools.partial(naive_of_keys, problem, tensors, keys)
+    return SliceStandard(rows, by_row, keys, earned_by(results, problem, truth))
 
 
 def _most_scores(device: torch.device) -> int:

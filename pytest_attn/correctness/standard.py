@@ -85,15 +85,13 @@ def standard(problem: Problem, tensors: Tensors, *, gradients: bool, judge_on: t
         return {name: x.to(judge_on) for name, x in _yardstick(order, problem, tensors, direction).items()}
 
     truth = solve(problem, tensors.to(judge_on), gradients=gradients)
-    return Standard(truth, yardstick(naive), otherwise(problem, yardstick))
+    return earned_by(yardstick, problem, truth)
 
 
-def otherwise(
-    problem: Problem, results: Callable[[Implementation], dict[str, torch.Tensor]]
-) -> Callable[[], Sequence[Mapping[str, torch.Tensor]]]:
-    """Return what gives, once it is asked for, the ``results`` of :data:`OTHER_ORDERS` where they round otherwise."""
+def earned_by(results: Callable[[Implementation], dict[str, torch.Tensor]], problem: Problem, truth: Truth) -> Standard:
+    """Return the standard whose budget is earned by the ``results`` of ``naive`` in its orders."""
     orders = () if problem.dtype == "fp32" else OTHER_ORDERS
-    return functools.cache(lambda: [results(order) for order in orders])
+    return Standard(truth, results(naive), functools.cache(lambda: [results(order) for order in orders]))
 
 
 def judge_results(got: Mapping[str, torch.Tensor], problem: Problem, tensors: Tensors) -> list[TensorVerdict]:

@@ -6,10 +6,13 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+import pytest_attn
 from pytest_attn.correctness import profiles
+from pytest_attn.frames import own_frames
 from tests.tool.nested import KERNELS, ROOT, lay_out, repeat_commands, run, said
 from tests.tool.nested import torch_is_whole as torch_is_whole
 
@@ -122,6 +125,19 @@ def test_the_frames_of_a_function_that_raises_are_shown(pytester: pytest.Pyteste
         shown = said(run(pytester, *one_case("raising", direction)))
         frames = [line.split('"')[1] for line in shown.splitlines() if line.startswith("  File ")]
         assert [Path(file).name for file in frames] == ["mykernels.py"]
+
+
+def test_a_package_whose_name_begins_with_ours_is_not_ours() -> None:
+    ours = Path(pytest_attn.__file__).parent
+    spaces: dict[str, Any] = {}
+    exec(compile("def kernel(): raise ValueError", f"{ours}_kernels/mine.py", "exec"), spaces)
+    exec(compile("def call(): kernel()", str(ours / "caller.py"), "exec"), spaces)
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+        spaces["call"]()
+    error = raised.value.with_traceback(raised.tb.tb_next)
+    assert [line for line in own_frames(error).splitlines() if "File" in line] == [
+        f'  File "{ours}_kernels/mine.py", line 1, in kernel'
+    ]
 
 
 def test_one_wrong_implementation_leaves_the_others_alone(pytester: pytest.Pytester) -> None:
