@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Any, cast
@@ -24,6 +25,7 @@ def _missing(module: str, package: str) -> str | None:
     return None if found else f"the package {package} is not installed"
 
 
+@functools.cache
 def _version(package: str) -> str:
     try:
         return f"{package} {metadata.version(package)}"

@@ -6,6 +6,7 @@ implementation is a function plus a probe that says in one sentence why it canno
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -126,6 +127,7 @@ def _always_available() -> str | None:
     return None
 
 
+@functools.cache  # to find the metadata takes milliseconds, and every record asks
 def _torch_version() -> str:
     return f"torch {metadata.version('torch')}"
 

@@ -14,7 +14,6 @@ from pytest_attn.perf.timers import Prepare
 
 # The kernel of torch.cuda._sleep, which stands before and after each traced call.
 SPIN_KERNEL = "spin_kernel"
-_WARM_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ def trace(
     flush: Flush,
     *,
     while_busy: Callable[[], object] = lambda: None,
-    warm_s: float = _WARM_S,
+    warm_s: float = 0.0,
 ) -> list[Trace]:
     """Return what the device ran for the call of each round, the preparation left out.
 
@@ -199,7 +198,7 @@ class KinetoSource:
         timer = self._timer
         # No warm-up of its own: that of the contract is behind it, and the batches follow each other.
         rounds = [Round(self._prepare, prepares_on_device=True)] * size
-        traces = trace(rounds, timer.flush, while_busy=timer.while_busy, warm_s=0.0)
+        traces = trace(rounds, timer.flush, while_busy=timer.while_busy)
         seconds = [traced.kernel_s for traced in traces]
         if not all(seconds) or not seconds:
             raise RuntimeError("torch.profiler reports no kernels; is another profiler attached?")

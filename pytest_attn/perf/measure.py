@@ -35,6 +35,8 @@ from pytest_attn.text import TIMES, scaled
 
 _MOST_TRACED = 5
 _TRACE_S = 0.01
+_WARM_S = 0.005
+_WARMS_ITSELF_S = 0.02
 
 
 class Implausible(AssertionError):
@@ -326,8 +328,9 @@ class _Group:
         # One session for all: each takes the profiler milliseconds.
         rounds = [Round(half, direction is Direction.BWD) for direction, half in alone.items()]
         rounds += [Round(prepare, self._direction is Direction.BWD)] * times
+        warm_s = _WARM_S if (seconds or 0.0) < _WARMS_ITSELF_S else 0.0
         try:
-            traces = _trace_again_if_lost(rounds, flush)
+            traces = _trace_again_if_lost(rounds, flush, warm_s)
         except LostTrack as lost:
             return None, None, f"what ran is not proved: {lost}"
         if not traces:
@@ -344,10 +347,10 @@ class _Group:
         return kernels, kernel_s, None if seconds is None else disagreement(seconds, traces)
 
 
-def _trace_again_if_lost(rounds: Sequence[Round], flush: Flush) -> list[Trace]:
+def _trace_again_if_lost(rounds: Sequence[Round], flush: Flush, warm_s: float) -> list[Trace]:
     with contextlib.suppress(LostTrack):
-        return trace(rounds, flush)
-    return trace(rounds, flush)
+        return trace(rounds, flush, warm_s=warm_s)
+    return trace(rounds, flush, warm_s=warm_s)
 
 
 class _Noisy(Exception):

@@ -58,6 +58,17 @@ def test_what_a_call_leaves_unwritten_is_not_what_an_earlier_one_left_there(monk
                 check.check(impl, PROBLEM, inputs, Direction.FWD, CPU)
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_one_value_that_is_not_finite_is_found_and_large_ones_are_finite(value: float) -> None:
+    large = torch.full((64, 64), torch.finfo(torch.float32).max)
+    assert check._not_finite({"out": large, "lse": -large}) is None
+    spoiled = large.clone()
+    spoiled[17, 3] = value
+    assert check._not_finite({"out": large, "lse": spoiled}) == "lse"
+    spoiled[18, 3] = -value
+    assert check._not_finite({"out": large, "lse": spoiled}) == "lse"
+
+
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     worked_out: list[None] = []
     real = check.standard

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -279,7 +280,8 @@ def test_on_a_device_each_half_is_traced_by_itself(
 ) -> None:
     seen: list[bool] = []
 
-    def traced(rounds: Sequence[Round], flush: Any) -> list[Trace]:
+    def traced(rounds: Sequence[Round], flush: Any, warm_s: float) -> list[Trace]:
+        assert warm_s == 0.005, "the device idled while the host worked"
         for each in rounds:
             each.prepare()()
         seen.extend(each.prepares_on_device for each in rounds)
@@ -294,6 +296,30 @@ def test_on_a_device_each_half_is_traced_by_itself(
     record = measure_alone(impl, SMALL, Direction.FWD_BWD, on_device).record
     assert (record.status, record.reason) == ("ok" if reason is None else "error", reason)
     assert seen[:3] == [False, True, False], "only a backward pass has kernels in its preparation"
+
+
+@pytest.mark.parametrize(("seconds", "warm_s"), [(0.0, 0.005), (0.021, 0.0)])
+def test_a_long_call_needs_none_before_it_for_the_device_to_work(
+    seconds: float, warm_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def traced(rounds: Sequence[Round], flush: Any, warm_s: float) -> list[Trace]:
+        asked.append(warm_s)
+        return [Trace((Kernel("mine", 0.0, 1e-6),)) for _ in rounds]
+
+    def slow(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
+        time.sleep(seconds)
+        out: torch.Tensor = sdpa_flash(q, k, v, problem)
+        return out
+
+    on_device = instruments()
+    on_device.flush = cast(Any, lambda: None)
+    monkeypatch.setattr(measure_module, "trace", traced)
+    monkeypatch.setattr(measure_module, "disagreement", lambda seconds, traces: None)
+    impl = dataclasses.replace(sdpa_flash, fn=slow, kernels="mine")
+    assert measure_alone(impl, SMALL, Direction.FWD, on_device).record.status == "ok"
+    assert asked == [warm_s]
 
 
 def test_a_silent_fall_back_inside_torch_is_caught() -> None:

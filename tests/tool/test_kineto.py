@@ -234,7 +234,7 @@ def test_preparation_and_flush_are_no_part_of_a_trace(device: FakeDevice) -> Non
 def test_a_trace_begins_on_a_device_that_has_worked(device: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
     monkeypatch.setattr(kineto, "time", SimpleNamespace(perf_counter=lambda: 0.0015 * next(clock)))
-    (call,) = trace([Round(attention(device), prepares_on_device=True)], flush(device))
+    (call,) = trace([Round(attention(device), prepares_on_device=True)], flush(device), warm_s=0.005)
     assert len(call.kernels) == 2
     assert device.now == pytest.approx(3 * 180e-6 + 180e-6 + 2e-6), "three calls in 5 ms, and the one that was traced"
 
@@ -251,7 +251,7 @@ def test_the_calls_ahead_of_a_trace_are_the_whole_and_not_a_half(
         return attention(device)()
 
     rounds = [Round(functools.partial(prepare, name), prepares_on_device=True) for name in ("half", "whole")]
-    trace(rounds, flush(device))
+    trace(rounds, flush(device), warm_s=0.005)
     assert order == ["whole", "half", "whole"]
 
 
