@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Build the candidates for tiled-hopper, check each and time them, on an H100 from the root of a checkout, in about two
-# and a half minutes: reports/h100/ladder/tuning/hopper_forward.sh [PEER...]
+# Build the candidates for tiled-hopper, check each and time them, on an H100 from the root of a checkout, in about
+# two minutes: reports/h100/ladder/tuning/hopper_forward.sh [PEER...]
 # Checks run in processes of their own under a time limit, as a kernel that waits for ever would take the rest along.
 set -uo pipefail
-peers=("${@:-sdpa-cudnn}")
+peers=("${@:-sdpa-cudnn}") # those that are not installed are left out
 export PYTHONPATH=. PYTHONDONTWRITEBYTECODE=1
 folder=$(mktemp -d)
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$folder/extensions}
@@ -45,4 +45,4 @@ for width in 64 128 256; do
   seconds "timed $width"
 done
 [[ -n ${OUT:-} ]] && cp "$folder"/*.log "$OUT"
-for width in 64 128 256; do sed -n "/^d$width, forward/,\$p" "$folder/timed_$width.log" | cut -c1-160; done
+for width in 64 128 256; do sed -n "/^d$width, forward/,\$p" "$folder/timed_$width.log" | cut -c1-180; done
