@@ -57,7 +57,9 @@ struct PersistentBlock {
   const PersistentParams<T>& p;
   uint32_t start;
 
-  __device__ explicit PersistentBlock(const PersistentParams<T>& params) : p(params), start(shared_memory_start()) {}
+  // ptxas reads a special register for the start of shared memory in every step, unless it comes by way of others.
+  __device__ explicit PersistentBlock(const PersistentParams<T>& params)
+      : p(params), start(one_for_warp(shared_memory_start())) {}
 
   __device__ uint32_t q(QTurn turn) const { return start + turn.stage * Q::kBytes; }
   __device__ uint32_t k(KvTurn turn) const { return start + kKvAt + turn.stage * Kv::kBytes; }

@@ -151,6 +151,8 @@ def measure(width: int, peers: list[str], wrong: set[str]) -> None:
         if why := registry[peer].why_unavailable("cuda"):
             print(f"{peer} is left out: {why}")
             peers.remove(peer)
+    if not peers:
+        raise SystemExit("no peer is left to compare with")
     speed: dict[str, Speeds] = {}
     for mask in (FULL, CAUSAL):
         for length in LENGTHS:
