@@ -86,6 +86,10 @@ def test_candidates_run_right_in_every_order(name: str, tmp_path: Path, monkeypa
         with torch.no_grad():
             out, lse = tuning.call_of(variant, rounds)(*qkv, problem)
         assert_right(out, lse, qkv, problem, backward=False)
+    with monkeypatch.context() as without_a_counter, torch.no_grad():
+        without_a_counter.setenv("EMULATED_STREAM_PER_THREAD", "1")
+        dealt, lse = tuning.call_of(variant, 2)(*qkv, problem)
+    assert_right(dealt, lse, qkv, problem, backward=False)
     with torch.no_grad():
         qkv[1][:, 1, 0] = torch.nan  # a key that rows from 130 on see
         out_with_nan, _ = tuning.call_of(variant, rounds)(*qkv, problem)
