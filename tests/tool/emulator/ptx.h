@@ -134,10 +134,6 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
 inline float fast_exp2(float x) {
   return std::exp2(x);
 }
-inline float max_or_nan(float x, float y) {
-  return std::isnan(x) || x > y ? x : y;
-}
-
 // A copy happens as late as it may, when it is waited for, and destroys what it will overwrite as soon as it is
 // started.
 inline void start_copy(uint32_t to, const void* from, bool valid) {

@@ -16,22 +16,6 @@ __device__ inline float quad_sum(float x) {
   return x + __shfl_xor_sync(kAllLanes, x, 2);
 }
 
-// 2^x by a polynomial on the multiply-add units, which leaves the unit of exp2 for others: relative error 3e-6 where
-// x >= -126. As in FlashAttention-4 (arXiv:2603.05451).
-__device__ inline float polynomial_exp2(float x) {
-  x = max_or_nan(x, -127.0f);
-  const float shifted = x + 12582912.0f;  // 1.5 * 2^23: the integer part, rounded, lands in the lowest bits
-  const float fraction = x - (shifted - 12582912.0f);
-  float y = 0.009582852944731712f;  // least relative error over [-1/2, 1/2] among those that are 1 at 0
-  y = fmaf(y, fraction, 0.055906426161527634f);
-  y = fmaf(y, fraction, 0.24024099111557007f);
-  y = fmaf(y, fraction, 0.6931241750717163f);
-  y = fmaf(y, fraction, 1.0f);
-  // 1 with 127 taken from its exponent is 0, so that -127 and all below, -inf too, give 0. A product keeps a NaN, which
-  // an addition to the exponent of y would turn into a number.
-  return y * __builtin_bit_cast(float, 0x3f800000u + (__builtin_bit_cast(uint32_t, shifted) << 23));
-}
-
 // A maximum may fall behind by a factor of 2^kSlack in the weights: exp2 of what exceeds it is far from overflow, and
 // the division by the sum takes the excess out again. So what was summed up before is brought to a new maximum in the
 // first tile of a row and then hardly ever, instead of in every tile (as FlashAttention-4 does, arXiv:2603.05451).
@@ -73,8 +57,8 @@ struct FragmentSoftmax {
   }
 
   // Turn column tiles [first, last) of these scores into weights and sum them up. The scale is positive and joins the
-  // subtraction in one fused multiply-add. One weight in `share` is computed by a polynomial, none if that is 0.
-  template <int first, int last, int share = 0, typename Scores>
+  // subtraction in one fused multiply-add.
+  template <int first, int last, typename Scores>
   __device__ void weigh(Scores& scores, float scale_log2) {
 #pragma unroll
     for (int m = 0; m < row_pieces; ++m) {
@@ -85,11 +69,7 @@ struct FragmentSoftmax {
         for (int n = first; n < last; ++n) {
 #pragma unroll
           for (int i = 2 * half; i < 2 * half + 2; ++i) {
-            const float x = scores.at[m][n][i] * scale_log2 - subtract;
-            if constexpr (share == 0)
-              scores.at[m][n][i] = fast_exp2(x);
-            else
-              scores.at[m][n][i] = (2 * n + i % 2) % share == 0 ? polynomial_exp2(x) : fast_exp2(x);
+            scores.at[m][n][i] = fast_exp2(scores.at[m][n][i] * scale_log2 - subtract);
             sum[m][half] += scores.at[m][n][i];
           }
         }

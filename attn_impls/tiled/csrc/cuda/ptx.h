@@ -126,13 +126,6 @@ __device__ inline float fast_exp2(float x) {
   return result;
 }
 
-// The greater of two, NaN where one is; fmaxf() would take the other.
-__device__ inline float max_or_nan(float x, float y) {
-  float result;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(y));
-  return result;
-}
-
 // Start to copy 16 bytes from global to shared memory past the registers. Copies started between two commits form a
 // group. Where not `valid`, the bytes become 0 and `from` is not read.
 __device__ inline void start_copy(uint32_t to, const void* from) {

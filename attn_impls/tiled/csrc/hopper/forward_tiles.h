@@ -47,30 +47,31 @@ template <>
 struct OverlapForward<256> : HopperTiles<256, 2, 80, 2, 1> {};
 
 // For blocks that compute many query tiles: places for queries, 2 where the next are to arrive before the last use of
-// those before; whether warpgroups take turns; one weight in how many is computed by a polynomial, 0 for none; whether
-// a softmax runs beside the product before, which needs registers for scores and weights at once; and whether a
-// warpgroup leaves out the second half of a tile of keys that it sees nothing of, as the upper one does on a diagonal.
-template <int columns, int warpgroups, int keys, int stages, int q_stages, bool turns, int polynomial = 0,
-          bool overlaps = true, bool halves = false>
+// those before; whether warpgroups take turns; whether a softmax runs beside the product before, which needs registers
+// for scores and weights at once; and whether the steps within a query tile are a loop of their own.
+template <int columns, int warpgroups, int keys, int stages, int q_stages, bool turns, bool overlaps = true,
+          bool inner = false>
 struct PersistentTiles : HopperTiles<columns, warpgroups, keys, stages, 1> {
-  static constexpr int kQStages = q_stages, kPolynomial = polynomial;
-  static constexpr bool kTurns = turns, kOverlaps = overlaps, kHalves = halves;
+  static constexpr int kQStages = q_stages;
+  static constexpr bool kTurns = turns, kOverlaps = overlaps, kInner = inner;
 };
 
 // Of tiled-hopper: where a mask hides something, where none does, and where those tiles would reach far past the end of
-// the queries or keys.
+// the queries or keys. At head dim 64 three warpgroups hide each other's exponentials, and two in turns lose less than
+// what 192 rows compute past the end of 512 or 1024. At 128 three leave no registers for overlap: without a mask they
+// are ahead all the same, under one they compute more of the diagonal.
 template <int columns>
 struct HopperForward;
 template <>
 struct HopperForward<64> {
-  using Masked = PersistentTiles<64, 3, 128, 4, 2, false, 0, true, true>;
-  using Full = PersistentTiles<64, 3, 128, 4, 2, false>;
-  using Fitting = PersistentTiles<64, 2, 128, 4, 2, true, 0, true, true>;
+  using Masked = PersistentTiles<64, 3, 128, 4, 2, false>;
+  using Full = Masked;
+  using Fitting = PersistentTiles<64, 2, 128, 4, 2, true>;
 };
 template <>
 struct HopperForward<128> {
-  using Masked = PersistentTiles<128, 2, 128, 2, 2, true, 0, true, true>;
-  using Full = PersistentTiles<128, 2, 160, 2, 2, true>;
+  using Masked = PersistentTiles<128, 2, 128, 2, 2, true>;
+  using Full = PersistentTiles<128, 3, 128, 2, 2, false, false>;
   using Fitting = Masked;
 };
 template <>

@@ -22,8 +22,8 @@ struct PersistentParams {
   Schedule schedule;
 };
 
-// A query tile and the key tiles that some query of it sees, visited from the last to the first. All warpgroups visit
-// all of them, and where no query sees any key there still is one, hidden altogether: one kind of loop for all.
+// A query tile and the key tiles that some query of it sees, visited from the last to the first. Where no query sees
+// any key there still is one, hidden altogether: one kind of loop for all.
 struct Work {
   QueryTile queries;
   TileRange tiles;
@@ -57,7 +57,9 @@ struct PersistentBlock {
   const PersistentParams<T>& p;
   uint32_t start;
 
-  __device__ explicit PersistentBlock(const PersistentParams<T>& params) : p(params), start(shared_memory_start()) {}
+  // ptxas reads a special register for the start of shared memory in every step, unless it comes by way of others.
+  __device__ explicit PersistentBlock(const PersistentParams<T>& params)
+      : p(params), start(one_for_warp(shared_memory_start())) {}
 
   __device__ uint32_t q(QTurn turn) const { return start + turn.stage * Q::kBytes; }
   __device__ uint32_t k(KvTurn turn) const { return start + kKvAt + turn.stage * Kv::kBytes; }
@@ -83,16 +85,18 @@ struct PersistentBlock {
   }
 
   // By one thread: all copies of all query tiles of this block. The first keys are asked for before the queries, whose
-  // place becomes free later.
+  // place becomes free later. The next query tile is asked for with the last keys of this one: a block that asks sooner
+  // takes a tile that others would come to first, and after a long one another long one.
   __device__ void copy() const {
     QTurn q_turn;
     KvTurn turn;
     int index = p.schedule.first();
     for (int round = 1; index < p.schedule.count(); ++round, q_turn.advance()) {
-      const int asked = p.schedule.ask(round);
+      int asked = 0;
       const Work work = Work::of<Tiles>(p, index);
       const QueryTile& from = work.queries;
       for (int tile = work.tiles.last - 1; tile >= work.tiles.first; --tile, turn.advance()) {
+        if (tile == work.tiles.first) asked = p.schedule.ask(round);
         k_ring().wait_until_empty(turn);
         start_tile_load<Kv>(k(turn), p.k, tile * Tiles::kKeys, from.kv_head, from.batch,
                             k_ring().expect(turn, Kv::kBytes));
@@ -112,6 +116,10 @@ struct PersistentBlock {
   // The reading warps: wait for the queries of this turn. Their work has no key tiles where there is no more of it.
   __device__ Work wait_for_work(QTurn turn) const {
     q_ring().wait_until_full(turn);
+    return noted_work(turn);
+  }
+  // The same once more, before the queries are released.
+  __device__ Work noted_work(QTurn turn) const {
     const uint4 words = load_shared_16_bytes(note(turn));
     Work work;
     work.queries.batch = same_for_warp(words.x);

@@ -40,12 +40,15 @@ __global__ void __launch_bounds__(kSpecialisedThreads<Tiles>, 1)
   }
 }
 
-// How a launch shares out its query tiles; schedule.h says what this means.
-struct Order {
-  int64_t section_bytes;  // of the keys and values of a section
-  bool fetched;           // rather than dealt
-  bool persistent;        // else one block computes one tile, and the hardware shares out the blocks
-};
+constexpr int64_t kKeptBytes = int64_t{32} << 20;  // of keys and values stay in the L2 cache of 50 MB beside the rest
+
+// How many heads make about `rounds` rounds of all multiprocessors, one query tile each, and no more than whose keys
+// and values stay in the L2 cache; a head where rounds is 0.
+inline int64_t heads_of_section(const Shape& shape, int64_t tiles, int multiprocessors, int rounds) {
+  const int64_t bytes_of_head = std::max<int64_t>(4 * shape.kv_len * shape.head_dim / shape.group(), 1);
+  const int64_t most = std::min(kKeptBytes / bytes_of_head, shape.batch * shape.heads);
+  return std::max<int64_t>(std::min((rounds * multiprocessors + tiles / 2) / tiles, most), 1);
+}
 
 constexpr int kCounters = 1024;
 __device__ int counters[kCounters];
@@ -74,17 +77,16 @@ int* counter_of(int device, cudaStream_t stream) {
 
 template <typename T, typename Tiles>
 void launch_persistent_forward(const Shape& shape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
-                               const Tensor& lse, double scale, const Band& band, const Order& order) {
+                               const Tensor& lse, double scale, const Band& band, int rounds) {
   const int device = q.get_device_index();
   const int multiprocessors = device_of(q).multiprocessors;
   const int64_t tiles = (shape.q_len + Tiles::kQueries - 1) / Tiles::kQueries, heads = shape.batch * shape.heads;
   STD_TORCH_CHECK(tiles * heads < kFarthest, "the problem has ", tiles * heads, " query tiles, too many to count");
-  const int64_t bytes_of_head = std::max<int64_t>(4 * shape.kv_len * shape.head_dim / shape.group(), 1);
-  int64_t section = std::clamp<int64_t>(order.section_bytes / bytes_of_head, 1, heads);
-  const bool persistent = order.persistent && tiles * heads > multiprocessors;
-  int* const counter = persistent && order.fetched ? counter_of(device, current_stream(device)) : nullptr;
+  const bool several = tiles * heads > multiprocessors;  // tiles for a block
+  int* const counter = several ? counter_of(device, current_stream(device)) : nullptr;
+  int64_t section = heads_of_section(shape, tiles, multiprocessors, rounds);
   // Dealing is even when a round forth and one back hold several whole heads, or when all heads are one section.
-  if (order.fetched && counter == nullptr) section = 2 * tiles > multiprocessors ? heads : 1;
+  if (rounds != 0 && counter == nullptr) section = 2 * tiles > multiprocessors ? heads : 1;
   const Schedule schedule{static_cast<int>(tiles), static_cast<int>(heads), static_cast<int>(section), counter};
   const PersistentParams<T> params{map_of(q, Tiles::kQueries),
                                    map_of(k, Tiles::kKeys),
@@ -97,7 +99,7 @@ void launch_persistent_forward(const Shape& shape, const Tensor& q, const Tensor
                                    schedule};
   using Block = PersistentBlock<T, Tiles>;
   static_assert(Block::kBytes <= 227 * 1024, "more shared memory than a block can have");
-  launch(q, persistent ? multiprocessors : tiles * heads, dim3(kSpecialisedThreads<Tiles>), Block::kBytes,
+  launch(q, several ? multiprocessors : tiles * heads, dim3(kSpecialisedThreads<Tiles>), Block::kBytes,
          hopper_forward_kernel<T, Tiles>, params);
 }
 

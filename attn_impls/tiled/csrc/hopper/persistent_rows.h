@@ -28,16 +28,21 @@ class PersistentRows {
     out.clear();
   }
 
-  // One thing after the other, so that three warpgroups fit at head dim 128; another one's products fill the gaps.
+  // One thing after the other, so that three warpgroups fit at head dim 128; another one's products fill the gaps. What
+  // a warpgroup sees nothing of, on a diagonal or past the last query, it leaves out, and the others have more of the
+  // tensor cores.
   __device__ __forceinline__ void attend_in_turn() {
-    for (; next_work(); q_turn.advance()) {
+    for (uint32_t round = 0;; ++round) {
+      q_turn = QTurn::after(round);  // one register less than one that is advanced
+      if (!next_work()) return;
+      pass_down_to(seen_last());
       for (; tile >= work.tiles.first; --tile, turn.advance()) {
         Scores scores;
         block.k_ring().wait_until_full(turn);
         start_scores(scores);
         wait_for_products<0>();
         pin(scores);
-        release_keys();
+        block.k_ring().release(turn);
         hide(scores);
         softmax.follow(scores, out, p.scale_log2);
         weigh(scores);
@@ -48,9 +53,11 @@ class PersistentRows {
         pin(out);
         block.v_ring().release(turn);
       }
+      const QueryTile ended = block.noted_work(q_turn).queries;  // registers did not keep it
+      block.q_ring().release(q_turn);
       float inverse[1][2];
-      end_softmax(inverse, work.queries);
-      write(inverse, work.queries);
+      end_softmax(inverse, ended);
+      write(inverse, ended);
       out.clear();
     }
   }
@@ -75,7 +82,16 @@ class PersistentRows {
     KvTurn before = turn;
     turn.advance();
     for (;;) {
-      const bool ends = tile == work.tiles.first;  // the weights are the last of their queries
+      float inverse[1][2], factor[1][2];
+      if constexpr (Tiles::kInner) {
+        while (tile != work.tiles.first) {
+          --tile;
+          if (step(weights, before, false, work.queries, inverse, factor)) softmax.rescale(out, factor);
+          before = turn;
+          turn.advance();
+        }
+      }
+      const bool ends = Tiles::kInner || tile == work.tiles.first;  // the weights are the last of their queries
       const QueryTile ended = work.queries;
       if (!ends) {
         --tile;
@@ -83,8 +99,7 @@ class PersistentRows {
         q_turn.advance();
         if (!next_work()) break;
       }
-      float inverse[1][2], factor[1][2];
-      const bool outgrown = step_of_what_is_seen(weights, before, ends, ended, inverse, factor);
+      const bool outgrown = step(weights, before, ends, ended, inverse, factor);
       if (ends) {
         write(inverse, ended);
         out.clear();
@@ -112,16 +127,14 @@ class PersistentRows {
   using Weights = Held<1, Tiles::kKeys / kPiece>;
 
   // The next scores and their softmax beside the product of `weights` with the values of `before`; afterwards weights
-  // are those of the scores. Returns whether the output is to be multiplied by `factor`. Of this tile the first `keys`
-  // keys take part, of the one before the first `keys_before`.
-  template <int keys, int keys_before>
+  // are those of the scores. Returns whether the output is to be multiplied by `factor`.
   __device__ __forceinline__ bool step(Weights& weights, KvTurn before, bool ends, const QueryTile& ended,
                                        float (&inverse)[1][2], float (&factor)[1][2]) {
-    Accumulator<1, keys / kChunk> scores;
+    Scores scores;
     block.k_ring().wait_until_full(turn);
     wait_for_turn();
     start_scores(scores);
-    start_output<keys_before>(weights, before);
+    start_output(weights, before);
     pass_turn_on(number);
     wait_for_products<1>();
     pin(scores);
@@ -141,23 +154,6 @@ class PersistentRows {
     weights = Weights::template rounded<T>(scores);
     return outgrown;
   }
-  // The same, of half a tile where the keys of the other half are hidden from all rows or past the end: on a diagonal,
-  // from the upper warpgroup. The choice is between whole steps, which leave no product under way: products that a
-  // branch chooses within one, ptxas makes wait for each other.
-  __device__ __forceinline__ bool step_of_what_is_seen(Weights& weights, KvTurn before, bool ends,
-                                                       const QueryTile& ended, float (&inverse)[1][2],
-                                                       float (&factor)[1][2]) {
-    constexpr int kKeys = Tiles::kKeys;
-    if constexpr (Tiles::kHalves) {
-      constexpr int kHalf = kKeys / 2;
-      const bool half_before = half;
-      half = seen_end <= tile * kKeys + kHalf;
-      // After a half another is rare, and the weights that it lacks are zeros.
-      if (half) return step<kHalf, kKeys>(weights, before, ends, ended, inverse, factor);
-      if (half_before) return step<kKeys, kHalf>(weights, before, ends, ended, inverse, factor);
-    }
-    return step<kKeys, kKeys>(weights, before, ends, ended, inverse, factor);
-  }
 
   // Begin with the queries of this q_turn. Returns whether there are any, and leaves those before where there are not.
   __device__ __forceinline__ bool next_work() {
@@ -165,33 +161,52 @@ class PersistentRows {
     if (next.tiles.last == 0) return false;
     work = next;
     tile = work.tiles.last - 1;
-    const int q0 = work.queries.q0 + number * kWarpgroupRows, q1 = min(q0 + kWarpgroupRows, work.queries.q1);
-    plain = plain_key_tiles(p.band, q0, q1, static_cast<int>(p.shape.kv_len), Tiles::kKeys);
-    seen_end = min(q1 + p.band.high, static_cast<int>(p.shape.kv_len));
+    if constexpr (Tiles::kOverlaps) plain = plain_tiles();
     return true;
+  }
+  // The key tiles that all rows of the warpgroup see whole.
+  __device__ __forceinline__ TileRange plain_tiles() const {
+    const int q0 = work.queries.q0 + number * kWarpgroupRows, q1 = min(q0 + kWarpgroupRows, work.queries.q1);
+    return plain_key_tiles(p.band, q0, q1, static_cast<int>(p.shape.kv_len), Tiles::kKeys);
+  }
+  // Behind the last key tile that a row of the warpgroup sees.
+  __device__ __forceinline__ int seen_last() const {
+    const int q0 = work.queries.q0 + number * kWarpgroupRows, q1 = min(q0 + kWarpgroupRows, work.queries.q1);
+    const TileRange seen = key_tiles(p.band, q0, q1, static_cast<int>(p.shape.kv_len), Tiles::kKeys);
+    return q0 < q1 && seen.first < seen.last ? seen.last : work.tiles.first;
+  }
+  // Leave out the tiles from this one down to `end`.
+  __device__ __forceinline__ void pass_down_to(int end) {
+    for (; tile >= end; --tile, turn.advance()) {
+      block.k_ring().wait_until_full(turn);
+      __syncwarp();  // no product keeps the warp together here; a lane that falls behind would miss the phase's end
+      block.k_ring().release(turn);
+      block.v_ring().wait_until_full(turn);
+      __syncwarp();
+      block.v_ring().release(turn);
+    }
   }
   // The scores are there: the keys have been read, and with the last of them the queries.
   __device__ __forceinline__ void release_keys() const {
     block.k_ring().release(turn);
     if (tile == work.tiles.first) block.q_ring().release(q_turn);
   }
-  template <typename Scores>
   __device__ __forceinline__ void start_scores(Scores& scores) const {
     begin_products();
     start_product<T, Tiles::kColumns / kPiece>(scores, AlongRows<Q>::of(block.q(q_turn), number * kWarpgroupRows),
                                                AlongRows<Kv>::of(block.k(turn)), false);
     commit_products();
   }
-  template <int keys = Tiles::kKeys>
   __device__ __forceinline__ void start_output(const Weights& weights, KvTurn of) {
     pin(out);
     begin_products();
-    start_product<T, keys / kPiece>(out, weights, AcrossRows<Kv>::of(block.v(of)));
+    start_product<T, Tiles::kKeys / kPiece>(out, weights, AcrossRows<Kv>::of(block.v(of)));
     commit_products();
   }
-  template <typename Scores>
   __device__ __forceinline__ void hide(Scores& scores) const {
-    if (plain.has(tile)) return;
+    // Three warpgroups at head dim 128 have no registers to keep this.
+    const TileRange range = Tiles::kOverlaps ? plain : plain_tiles();
+    if (range.has(tile)) return;
     const int kv_len = static_cast<int>(p.shape.kv_len);
     const TileMask mask = TileMask::of(p.band, work.queries.q0, tile * Tiles::kKeys, kv_len);
     if (p.band.low > -kFarthest)
@@ -199,9 +214,8 @@ class PersistentRows {
     else
       hide_ends<false>(scores, mask, row);
   }
-  template <typename Scores>
   __device__ __forceinline__ void weigh(Scores& scores) {
-    softmax.template weigh<0, Scores::kColumnTiles, Tiles::kPolynomial>(scores, p.scale_log2);
+    softmax.template weigh<0, Scores::kColumnTiles>(scores, p.scale_log2);
   }
   __device__ __forceinline__ void end_softmax(float (&inverse)[1][2], const QueryTile& queries) {
     float log_sum_exp[1][2];
@@ -240,8 +254,7 @@ class PersistentRows {
   Accumulator<1, Tiles::kColumns / kChunk> out;
   Work work;
   TileRange plain;
-  int tile, seen_end;  // behind the last key that a row of the warpgroup sees
-  bool half = false;   // whether the last step was of half a tile
+  int tile;
   KvTurn turn;
   QTurn q_turn;
 };

@@ -11,6 +11,7 @@ struct Turn {
   int stage = 0;
   uint32_t parity = 0;
 
+  __device__ static Turn after(uint32_t count) { return {static_cast<int>(count % stages), count / stages % 2}; }
   __device__ void advance() {
     if (++stage == stages) stage = 0, parity ^= 1;
   }

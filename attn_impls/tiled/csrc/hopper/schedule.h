@@ -9,10 +9,10 @@
 
 namespace attn {
 
-// Heads, those of all batches in a row, are taken a section at a time. Within a section the last tile of every head
-// comes first, then the tile before it of every head: under a causal mask the longest first, so that what is left for
-// the end is short. The keys and values of a section are meant to stay in the L2 cache. Blocks begin with the tile of
-// their own number. What follows is either
+// Heads, those of all batches in a row, are taken a section at a time, and what is no whole section comes first. Within
+// a section the last tile of every head comes first, then the tile before it of every head: under a causal mask the
+// longest first, so that what is left for the end is short. Blocks begin with the tile of their own number. What
+// follows is either
 //   fetched   the next that nobody has, by a counter in global memory: even loads whatever the tiles cost
 //   dealt     every gridDim.x-th, forth and back in turns: no memory, and even loads where tiles shrink evenly
 struct Schedule {
@@ -40,8 +40,9 @@ struct Schedule {
 
   // Query tiles have `rows` rows.
   __device__ QueryTile tile(int index, const Shape& shape, int rows) const {
-    const int of_section = section * tiles, begin = index / of_section * section;
-    const int mixed = min(section, heads - begin), within = index % of_section;
+    const int rest = heads % section, after = index - rest * tiles, of_section = section * tiles;
+    const int begin = after < 0 ? 0 : rest + after / of_section * section;  // heads of the sections before
+    const int mixed = after < 0 ? rest : section, within = after < 0 ? index : after % of_section;
     const int q_len = static_cast<int>(shape.q_len), batch_heads = static_cast<int>(shape.heads);
     const int any_head = begin + within % mixed, q0 = (tiles - 1 - within / mixed) * rows;
     const int head = any_head % batch_heads;

@@ -1,4 +1,4 @@
-"""Candidates for the forward of ``tiled-hopper``: tiles and schedules, built beside the rung, checked and timed.
+"""Candidates for the forward of ``tiled-hopper``: tiles and orders, built beside the rung, checked and timed.
 
 ``hopper_forward.sh`` beside this runs it: ``names``, ``build FOLDER``, ``check FOLDER NAME`` and ``time FOLDER WIDTH
 PEER...``, which leaves out the names in ``FOLDER/wrong``. ``docs/kernel-notes.md`` says what each should bring, and
@@ -35,12 +35,12 @@ class Variant:
     Attributes:
         name: its operator, ``attn_tuning::<name>``.
         tiles: the template arguments of ``PersistentTiles``, the first of which is the head dimension.
-        schedules: whether to time it in every order of :data:`SCHEDULES`, and not in the first alone.
+        rounds: whether to time it in every order of :data:`ROUNDS`, and not in the first alone.
     """
 
     name: str
     tiles: str
-    schedules: bool = False
+    rounds: bool = False
 
     @property
     def width(self) -> int:
@@ -48,54 +48,27 @@ class Variant:
         return int(self.tiles.split(",")[0])
 
 
-# columns, warpgroups, keys a tile, places for keys, places for queries, turns; one weight in n by polynomial; overlaps;
-# halves
+# columns, warpgroups, keys a tile, places for keys, places for queries, turns, overlaps, inner
 VARIANTS = (
-    Variant("d64_3x128", "64, 3, 128, 4, 2, false"),
-    Variant("d64_3x128_halves", "64, 3, 128, 4, 2, false, 0, true, true"),
-    Variant("d64_3x128_poly4", "64, 3, 128, 4, 2, false, 4"),
-    Variant("d64_2x128_turns", "64, 2, 128, 4, 2, true"),
-    Variant("d64_2x128_turns_halves", "64, 2, 128, 4, 2, true, 0, true, true", schedules=True),
-    Variant("d64_2x128_halves", "64, 2, 128, 4, 2, false, 0, true, true"),
-    Variant("d64_2x128_turns_poly4", "64, 2, 128, 4, 2, true, 4"),
-    Variant("d64_2x192_turns", "64, 2, 192, 3, 2, true"),
-    Variant("d128_2x128", "128, 2, 128, 2, 2, false"),
-    Variant("d128_2x128_turns", "128, 2, 128, 2, 2, true"),
-    Variant("d128_2x128_turns_halves", "128, 2, 128, 2, 2, true, 0, true, true", schedules=True),
-    Variant("d128_2x160_turns", "128, 2, 160, 2, 2, true"),
-    Variant("d128_2x176_turns", "128, 2, 176, 2, 1, true"),
-    Variant("d128_3x128_apart", "128, 3, 128, 2, 2, false, 0, false"),
-    Variant("d256_2x80", "256, 2, 80, 2, 1, false", schedules=True),
-    Variant("d256_2x64", "256, 2, 64, 2, 1, false"),
-    Variant("d256_2x64_turns", "256, 2, 64, 2, 1, true"),
+    Variant("d64_3x128", "64, 3, 128, 4, 2, false", rounds=True),
+    Variant("d64_3x128_inner", "64, 3, 128, 4, 2, false, true, true"),
+    Variant("d64_3x128_apart", "64, 3, 128, 4, 2, false, false"),
+    Variant("d64_2x128_turns", "64, 2, 128, 4, 2, true", rounds=True),
+    Variant("d64_2x128_turns_inner", "64, 2, 128, 4, 2, true, true, true"),
+    Variant("d128_2x128_turns", "128, 2, 128, 2, 2, true", rounds=True),
+    Variant("d128_2x128_turns_inner", "128, 2, 128, 2, 2, true, true, true"),
+    Variant("d128_3x128_apart", "128, 3, 128, 2, 2, false, false", rounds=True),
+    Variant("d256_2x80", "256, 2, 80, 2, 1, false", rounds=True),
 )
 
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """How query tiles are shared out, as ``csrc/hopper/schedule.h`` says: the last arguments of each operator."""
-
-    section_bytes: int
-    fetched: bool
-    persistent: bool
-
-
-# By mask; the first is that of tiled-hopper.
-SCHEDULES = {
-    FULL: {
-        "": Schedule(0, fetched=False, persistent=True),
-        "fetched": Schedule(0, fetched=True, persistent=True),
-        "blocks": Schedule(0, fetched=False, persistent=False),
-    },
-    CAUSAL: {
-        "": Schedule(8 << 20, fetched=True, persistent=True),
-        "fetched-0M": Schedule(0, fetched=True, persistent=True),
-        "fetched-32M": Schedule(32 << 20, fetched=True, persistent=True),
-        "dealt-0M": Schedule(0, fetched=False, persistent=True),
-        "blocks": Schedule(0, fetched=False, persistent=False),
-    },
+# By mask, how many rounds of all multiprocessors make a section, as ``csrc/hopper/schedule.h`` says: the last argument
+# of each operator. The first is that of tiled-hopper.
+ROUNDS = {
+    FULL: {"": 0, "2 rounds": 2},
+    CAUSAL: {"": 2, "1 round": 1, "4 rounds": 4},
 }
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
+Speeds = dict[tuple[bool, int], float]  # TFLOP/s by (is causal, length)
 SOURCE = """#include <torch/csrc/stable/library.h>
 
 #include "persistent_forward.h"
@@ -104,21 +77,20 @@ namespace attn {{
 struct {name} : PersistentTiles<{tiles}> {{}};
 
 static std::tuple<Tensor, Tensor> run_{name}(const Tensor& q_given, const Tensor& k_given, const Tensor& v_given,
-                                             double scale, int64_t low, int64_t high, int64_t section_bytes,
-                                             bool fetched, bool persistent) {{
+                                             double scale, int64_t low, int64_t high, int64_t rounds) {{
   STD_TORCH_CHECK(q_given.scalar_type() == ScalarType::BFloat16 && q_given.size(3) <= {name}::kColumns,
                   "built for bfloat16 and heads of at most ", {name}::kColumns);
   const auto run = [&](const Shape& shape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
                        const Tensor& lse) {{
     launch_persistent_forward<__nv_bfloat16, {name}>(shape, q, k, v, out, lse, scale, Band::from_diagonals(low, high),
-                                                     {{section_bytes, fetched, persistent}});
+                                                     static_cast<int>(rounds));
   }};
   return with_hopper_tensors(q_given, k_given, v_given, scale, run);
 }}
 }}  // namespace attn
 STABLE_TORCH_LIBRARY_FRAGMENT(attn_tuning, library) {{
-  library.def("{name}(Tensor q, Tensor k, Tensor v, float scale, int low, int high, int section_bytes, bool fetched, "
-              "bool persistent) -> (Tensor out, Tensor lse)");
+  library.def("{name}(Tensor q, Tensor k, Tensor v, float scale, int low, int high, int rounds) "
+              "-> (Tensor out, Tensor lse)");
 }}
 STABLE_TORCH_LIBRARY_IMPL(attn_tuning, CUDA, library) {{
   library.impl("{name}", TORCH_BOX(&attn::run_{name}));
@@ -144,14 +116,13 @@ def extension(folder: Path) -> build.Extension:
     )
 
 
-def call_of(variant: Variant, schedule: Schedule) -> hopper.Call:
+def call_of(variant: Variant, rounds: int) -> hopper.Call:
     """Return the variant's operator as a function of tensors and a problem."""
     operator = getattr(torch.ops.attn_tuning, variant.name)
 
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
         diagonals = ops.diagonals(problem.mask, problem.q_len, problem.kv_len)
-        order = (schedule.section_bytes, schedule.fetched, schedule.persistent)
-        out, lse = operator(q, k, v, problem.softmax_scale, *diagonals, *order)
+        out, lse = operator(q, k, v, problem.softmax_scale, *diagonals, rounds)
         return out, lse
 
     return call
@@ -165,9 +136,9 @@ def check(variant: Variant) -> int:
         return problem.dtype == "bf16" and narrower < problem.head_dim <= variant.width
 
     wrong = 0
-    tried = list(SCHEDULES[CAUSAL].items())
-    for name, schedule in tried if variant.schedules else tried[:1]:
-        call = call_of(variant, schedule)
+    tried = list(ROUNDS[CAUSAL].items())
+    for name, rounds in tried if variant.rounds else tried[:1]:
+        call = call_of(variant, rounds)
         wrong += hopper.check_numbers(f"{variant.name} {name}", call, takes)
         wrong += hopper.check_launches(f"{variant.name} {name}", call, variant.width)
     return min(wrong, 99)
@@ -176,7 +147,13 @@ def check(variant: Variant) -> int:
 def measure(width: int, peers: list[str], wrong: set[str]) -> None:
     """Print TFLOP/s of all variants and orders over ``fa-paper`` at this head dim, and ratios to the best peer."""
     registry = discover()
-    speed: dict[str, dict[tuple[bool, int], float]] = {}
+    for peer in list(peers):
+        if why := registry[peer].why_unavailable("cuda"):
+            print(f"{peer} is left out: {why}")
+            peers.remove(peer)
+    if not peers:
+        raise SystemExit("no peer is left to compare with")
+    speed: dict[str, Speeds] = {}
     for mask in (FULL, CAUSAL):
         for length in LENGTHS:
             problem = Problem(16384 // length, 2048 // width, 2048 // width, length, length, width, "bf16", mask)
@@ -187,9 +164,9 @@ def measure(width: int, peers: list[str], wrong: set[str]) -> None:
             for variant in VARIANTS:
                 if variant.width != width or variant.name in wrong:
                     continue
-                for name, schedule in SCHEDULES[mask].items():
-                    if variant.schedules or not name:
-                        functions[f"{variant.name} {name}".strip()] = call_of(variant, schedule)
+                for name, rounds in ROUNDS[mask].items():
+                    if variant.rounds or not name:
+                        functions[f"{variant.name} {name}".strip()] = call_of(variant, rounds)
             for name in list(functions):
                 try:
                     functions[name](*qkv, problem)
@@ -202,36 +179,38 @@ def measure(width: int, peers: list[str], wrong: set[str]) -> None:
                 speed.setdefault(name, {})[mask is CAUSAL, length] = problem.flops(Direction.FWD) / ms / 1e9
             said = " ".join(f"{name.removeprefix(f'd{width}_')} {ms * 1e3:.0f}" for name, ms in taken.items())
             print(f"{problem.id} us: {said}", flush=True)  # stands even where a later point hangs
-    best = {
-        (masked, length): max(speed.get(peer, {}).get((masked, length), 0.0) for peer in peers)
-        for masked in (False, True)
-        for length in LENGTHS
-    }
-    print(
-        f"\nd{width}, forward, bf16. Ratio to the best of {', '.join(peers)}: mean of all, full, causal, up to 1024; "
-    )
-    print(f"least. Then TFLOP/s at {' '.join(map(str, LENGTHS))}, full and causal.")
-    for name, cells in sorted(speed.items(), key=lambda item: -_mean(item[1], best, lambda at: True)):
-        means = [
-            _mean(cells, best, wanted)
-            for wanted in (lambda at: True, lambda at: not at[0], lambda at: at[0], lambda at: at[1] <= 1024)
-        ]
-        least = min(cells[at] / best[at] for at in cells)
-        ratios = " ".join(f"{mean:5.3f}" for mean in (*means, least))
-        numbers = " | ".join(
-            " ".join(f"{cells.get((masked, length), 0):4.0f}" for length in LENGTHS) for masked in (False, True)
-        )
-        print(f"{name:32s} {ratios}  {numbers}", flush=True)
+    _print_tables(width, speed, peers)
 
 
-def _mean(
-    cells: dict[tuple[bool, int], float],
-    best: dict[tuple[bool, int], float],
-    wanted: Callable[[tuple[bool, int]], bool],
-) -> float:
-    """Return the geometric mean of the ratios at the wanted points, 0 where there are none."""
-    ratios = [cells[at] / best[at] for at in cells if wanted(at)]
-    return statistics.geometric_mean(ratios) if ratios else 0.0
+def _print_tables(width: int, speed: dict[str, Speeds], peers: list[str]) -> None:
+    """Print one line a name, best first, and one a point, with the fastest candidate and what tiled-hopper reaches."""
+    points = [(masked, length) for masked in (False, True) for length in LENGTHS]
+    best = {at: max(speed.get(peer, {}).get(at, 0.0) for peer in peers) for at in points}
+    print(f"\nd{width}, forward, bf16. Ratio to the best of {', '.join(peers)}: full, causal, causal up to 1024;")
+    print(f"least full, causal. Then TFLOP/s at {' '.join(map(str, LENGTHS))}, full and causal.")
+    parts = [points[:6], points[6:], points[6:8]]
+
+    def cell(reduced: Callable[[list[float]], float], cells: Speeds, part: list[tuple[bool, int]]) -> str:
+        ratios = [cells[at] / best[at] for at in part if at in cells]
+        return f"{reduced(ratios):5.3f}" if ratios else "    -"
+
+    def mean(cells: Speeds) -> float:
+        return statistics.geometric_mean([cells[at] / best[at] for at in cells])
+
+    for name, cells in sorted(speed.items(), key=lambda item: -mean(item[1])):
+        ratios = [cell(statistics.geometric_mean, cells, part) for part in parts]
+        ratios += [cell(min, cells, part) for part in parts[:2]]
+        numbers = [f"{cells[at]:4.0f}" if at in cells else "   -" for at in points]
+        print(f"{name:30s} {' '.join(ratios)}  {' '.join(numbers[:6])} | {' '.join(numbers[6:])}", flush=True)
+
+    print("\nPoint by point: the best peer, tiled-hopper's ratio to it, and the three fastest of ours.")
+    for at in points:
+        ranked = sorted((name for name in speed if at in speed[name]), key=lambda name: -speed[name][at])
+        fastest = next(name for name in ranked if name in peers)
+        ours = [f"{name} {speed[name][at] / best[at]:.3f}" for name in ranked if name not in peers]
+        top = speed.get("tiled-hopper", {}).get(at, 0.0) / best[at]
+        said = f"{'causal' if at[0] else 'full'} {at[1]}: {fastest} {best[at]:.0f}; tiled-hopper {top:.3f}"
+        print(f"d{width} {said}; {', '.join(ours[:3])}", flush=True)
 
 
 def main(arguments: list[str]) -> int:
