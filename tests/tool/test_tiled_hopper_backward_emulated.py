@@ -37,14 +37,17 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Family:
 
 @pytest.fixture(scope="module")
 def staying(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Operators ``staying_ws_backward...`` of blocks that take up the keys of one block after the other."""
+    """Operators ``staying_ws_backward...`` of blocks that take up the keys of one block after the other.
+
+    Where any order of additions will do, those of a head also begin at different tiles of queries.
+    """
     folder = tmp_path_factory.mktemp("staying")
     extension = emulate(WS, folder).extension
     tiles = folder / "csrc" / "hopper" / "backward_tiles.h"
     text = tiles.read_text()
     for kept in ("64, 2, 128, 2, true", "128, 2, 64, 2, false"):
         assert f"HopperKeyTiles<{kept}>" in text
-        text = text.replace(f"HopperKeyTiles<{kept}>", f"HopperKeyTiles<{kept}, false, true, true>")
+        text = text.replace(f"HopperKeyTiles<{kept}>", f"HopperKeyTiles<{kept}, true, true, true>")
     tiles.write_text(text)
     sources = tuple(source for source in extension.sources if "backward" in source.stem)
     for source in sources:

@@ -50,6 +50,7 @@ CANDIDATES = {
     "staying": "false, true",
     "early": "false, false, true",
     "staying_early": "false, true, true",
+    "staggered_staying_early": "true, true, true",
 }
 SOURCE = """#include <torch/csrc/stable/library.h>
 

@@ -79,7 +79,7 @@ done
 seconds "rungs checked"
 finish built
 seconds "candidates built"
-modes=(staggered early staying staying_early)
+modes=(staggered early staying staying_early staggered_staying_early)
 for mode in "${modes[@]}"; do
   start 60 0 "$mode" check "$mode"
 done
