@@ -39,6 +39,7 @@ MORE = [
     (Problem(1, 2, 1, 130, 700, 64, "bf16", TOP_LEFT), "bshd"),
     (Problem(1, 2, 1, 700, 130, 128, "bf16", CAUSAL), "bshd"),
     (Problem(1, 1, 1, 600, 600, 64, "fp16", Mask("window", 0, 0)), "bshd"),
+    (Problem(9, 32, 32, 500, 512, 64, "bf16", CAUSAL), "bshd"),  # 36 MB of dQ's sums
 ]
 BACKWARD_CASES = [*MORE, *((problem, layout) for problem, layout in CASES if problem.head_dim <= WIDEST)]
 ROUNDS, WARM = 7, 2
@@ -50,7 +51,9 @@ CANDIDATES = {
     "staying": "false, true",
     "early": "false, false, true",
     "staying_early": "false, true, true",
-    "staggered_staying_early": "true, true, true",
+    "all_three": "true, true, true",
+    "parts": "false, false, true, 32 << 20",
+    "parts_staying": "false, true, true, 32 << 20",
 }
 SOURCE = """#include <torch/csrc/stable/library.h>
 
@@ -317,7 +320,7 @@ def measure(names: list[str]) -> int:
     """
     timed = Timed(names)
     flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
-    print(f"{'bf16 backward, TFLOP/s (ms)':42s}" + "".join(f"{name:>18s}" for name in names), flush=True)
+    print(f"{'bf16, TFLOP/s (ms)':22s}" + "".join(f"{name:>16s}" for name in names), flush=True)
     logs = dict.fromkeys(names, 0.0)
     for problem in TIMED:
         calls = timed.calls(problem)
@@ -341,9 +344,9 @@ def measure(names: list[str]) -> int:
         for name in names:
             ms = statistics.median(times[name])
             logs[name] += math.log(statistics.median(times[names[0]]) / ms) / len(TIMED)
-            cells += f"{problem.flops(Direction.BWD) / ms / 1e9:10.0f} ({ms:5.3f})"
-        print(f"{problem.id:42s}{cells}", flush=True)
-    print(f"{'against ' + names[0]:42s}" + "".join(f"{math.exp(logs[name]):18.3f}" for name in names))
+            cells += f"{problem.flops(Direction.BWD) / ms / 1e9:7.0f} ({ms:6.3f})"
+        print(f"{told(problem):22s}{cells}", flush=True)
+    print(f"{'against ' + names[0]:22s}" + "".join(f"{math.exp(logs[name]):16.3f}" for name in names))
     return 0
 
 
@@ -363,8 +366,13 @@ def kernel_times(names: list[str]) -> int:
                 said = parts(kineto.trace([kineto.Round(lambda call=call: call)] * ROUNDS, flush))
             except (kineto.LostTrack, kineto.StrayWork) as error:
                 said = str(error)
-            print(f"{problem.id:40s} {name:14s} {said}", flush=True)
+            print(f"{told(problem):22s} {name:14s} {said}", flush=True)
     return 0
+
+
+def told(problem: Problem) -> str:
+    """Return what tells the timed problems apart."""
+    return f"d{problem.head_dim} {problem.mask.kind} {problem.q_len}"
 
 
 def parts(traces: Sequence[kineto.Trace]) -> str:

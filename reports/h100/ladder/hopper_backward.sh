@@ -36,7 +36,7 @@ table() {
   start 45 0 "$1" time "${@:2}"
   finish "$1"
   local status=$?
-  grep -E '^(bf16|b[0-9]+-|against)' "$folder/$1.log" | cut -c1-200
+  grep -E '^(bf16|d[0-9]+ |against)' "$folder/$1.log" | cut -c1-200
   return "$status"
 }
 # Time what is named beside each other. A process that dies takes the table along: then each is timed beside the first.
@@ -79,7 +79,7 @@ done
 seconds "rungs checked"
 finish built
 seconds "candidates built"
-modes=(staggered early staying staying_early staggered_staying_early)
+modes=(staggered early staying staying_early all_three parts parts_staying)
 for mode in "${modes[@]}"; do
   start 60 0 "$mode" check "$mode"
 done
@@ -95,7 +95,7 @@ seconds "tiled-async built and checked"
 
 start 40 0 kernels kernels default sdpa-cudnn
 finish kernels
-grep -E '^b[0-9]+-' "$folder/kernels.log" | cut -c1-158
+grep -E '^d[0-9]+ ' "$folder/kernels.log" | cut -c1-158
 seconds "kernels told"
 timed peers tiled-ws tiled-async sdpa-cudnn tiled-ws!
 seconds "timed beside peers"
