@@ -2,17 +2,20 @@
 
 ``hopper_backward.sh`` beside this runs it: ``build RUNG``, or ``build candidates`` for other choices of tiles;
 ``check MODE``, one process for each mode, because a kernel that traps takes its context along: ``default``,
-``deterministic`` or a candidate; ``far``, ``wide``, and ``time NAME...``.
+``deterministic`` or a candidate; ``far``, ``wide``; ``time NAME...``; and ``kernels NAME...``, which tells the time of
+each kernel of a call.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import re
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +25,7 @@ from attn_impls import tiled
 from attn_impls.problem import CAUSAL, FULL, Direction, Mask, Problem
 from attn_impls.registry import discover
 from attn_impls.tiled import build, ops
+from pytest_attn.perf import kineto
 
 Tensor = torch.Tensor
 Operator = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -35,9 +39,11 @@ MORE = [
     (Problem(1, 2, 1, 130, 700, 64, "bf16", TOP_LEFT), "bshd"),
     (Problem(1, 2, 1, 700, 130, 128, "bf16", CAUSAL), "bshd"),
     (Problem(1, 1, 1, 600, 600, 64, "fp16", Mask("window", 0, 0)), "bshd"),
+    (Problem(9, 32, 32, 500, 512, 64, "bf16", CAUSAL), "bshd"),  # 36 MB of dQ's sums
 ]
 BACKWARD_CASES = [*MORE, *((problem, layout) for problem, layout in CASES if problem.head_dim <= WIDEST)]
 ROUNDS, WARM = 7, 2
+LONGEST_TOLD = 1024  # of the lengths whose kernels are told one by one
 WAIT_CLOCKS = 400_000  # before a timed call, 0.2 ms in which the host gets ahead of the device
 # The last arguments of HopperKeyTiles; docs/kernel-notes-backward.md says what each should bring.
 CANDIDATES = {
@@ -45,6 +51,9 @@ CANDIDATES = {
     "staying": "false, true",
     "early": "false, false, true",
     "staying_early": "false, true, true",
+    "all_three": "true, true, true",
+    "parts": "false, false, true, 32 << 20",
+    "parts_staying": "false, true, true, 32 << 20",
 }
 SOURCE = """#include <torch/csrc/stable/library.h>
 
@@ -79,7 +88,9 @@ def candidates() -> build.Extension:
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR", tempfile.gettempdir())) / "backward_candidates"
     folder.mkdir(parents=True, exist_ok=True)
     for name, more in CANDIDATES.items():
-        (folder / f"{name}.cu").write_text(SOURCE.format(name=name, more=more))
+        source, text = folder / f"{name}.cu", SOURCE.format(name=name, more=more)
+        if not source.exists() or source.read_text() != text:  # other processes may be reading it
+            source.write_text(text)
     ladder = tiled.WS.extension
     return build.Extension(
         "attn_tuning_hopper_backward",
@@ -273,41 +284,57 @@ def check_wide() -> int:
     return int(not right)
 
 
+class Timed:
+    """The backward of ``names``, each on the same tensors, to be called as often as one likes.
+
+    Candidates are called past autograd, as is ``default``, the rung that they are to be compared with. ``tiled-ws!`` is
+    ``tiled-ws`` in deterministic mode.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._direct = {name: operator_of(name) for name in names if name in ("default", *CANDIDATES)}
+        self._autograd = {name: discover()[name.removesuffix("!")] for name in names if name not in self._direct}
+        torch.utils.deterministic.fill_uninitialized_memory = False
+
+    def calls(self, problem: Problem) -> dict[str, Callable[[], object]]:
+        """Return one call for each name; who calls one in deterministic mode turns that on before it."""
+        qkv = [tensor(problem.batch, problem.heads, problem.q_len, problem, "bshd") for _ in range(3)]
+        dout = tensor(problem.batch, problem.heads, problem.q_len, problem, "bshd")
+        calls: dict[str, Callable[[], object]] = {}
+        if self._direct:
+            out, lse = tiled.tiled_ws(*qkv, problem, return_lse=True)
+            rest = (None, problem.softmax_scale, *ops.diagonals(problem.mask, problem.q_len, problem.kv_len))
+            for name, operator in self._direct.items():
+                calls[name] = partial(operator, dout, *qkv, out, lse, *rest)
+        leaves = [x.detach().requires_grad_() for x in qkv]
+        for name, attention in self._autograd.items():
+            calls[name] = partial(torch.autograd.grad, attention(*leaves, problem), leaves, dout, retain_graph=True)
+        return calls
+
+
 def measure(names: list[str]) -> int:
     """Print a table of medians of the backward alone: all take turns, each call with a cold L2 cache.
 
-    Its last line is the geometric mean of how much faster than the first each is.
-    ``tiled-ws!`` is ``tiled-ws`` in deterministic mode. Candidates are called past autograd, as is ``default``, the
-    rung that they are to be compared with.
+    Its last line is the geometric mean of how much faster than the first each is. The first calls are announced, so
+    that one that ends the process is known.
     """
-    registry = discover()
+    timed = Timed(names)
     flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
-    print(f"{'bf16 backward, TFLOP/s (ms)':42s}" + "".join(f"{name:>18s}" for name in names))
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    print(f"{'bf16, TFLOP/s (ms)':22s}" + "".join(f"{name:>16s}" for name in names), flush=True)
     logs = dict.fromkeys(names, 0.0)
-    direct = {name: operator_of(name) for name in names if name in ("default", *CANDIDATES)}
     for problem in TIMED:
-        qkv = [tensor(problem.batch, problem.heads, problem.q_len, problem, "bshd") for _ in range(3)]
-        dout = tensor(problem.batch, problem.heads, problem.q_len, problem, "bshd")
-        for x in qkv:
-            x.requires_grad_()
-        outs = {name: registry[name.removesuffix("!")](*qkv, problem) for name in names if name not in direct}
-        with torch.no_grad():
-            saved = tiled.tiled_ws(*qkv, problem, return_lse=True)
-        bare = [x.detach() for x in qkv]
-        rest = (None, problem.softmax_scale, *ops.diagonals(problem.mask, problem.q_len, problem.kv_len))
+        calls = timed.calls(problem)
         times: dict[str, list[float]] = {name: [] for name in names}
         for turn in range(WARM + ROUNDS):
             for name in names:
+                if problem is TIMED[0] and turn == 0:
+                    print(f"first call: {name}", file=sys.stderr, flush=True)
                 torch.use_deterministic_algorithms(name.endswith("!"))
                 flush.zero_()
                 torch.cuda._sleep(WAIT_CLOCKS)
                 begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 begin.record()
-                if name in direct:
-                    direct[name](dout, *bare, *saved, *rest)
-                else:
-                    torch.autograd.grad(outs[name], qkv, dout, retain_graph=True)
+                calls[name]()
                 end.record()
                 end.synchronize()
                 if turn >= WARM:
@@ -317,10 +344,52 @@ def measure(names: list[str]) -> int:
         for name in names:
             ms = statistics.median(times[name])
             logs[name] += math.log(statistics.median(times[names[0]]) / ms) / len(TIMED)
-            cells += f"{problem.flops(Direction.BWD) / ms / 1e9:10.0f} ({ms:5.3f})"
-        print(f"{problem.id:42s}{cells}", flush=True)
-    print(f"{'against ' + names[0]:42s}" + "".join(f"{math.exp(logs[name]):18.3f}" for name in names))
+            cells += f"{problem.flops(Direction.BWD) / ms / 1e9:7.0f} ({ms:6.3f})"
+        print(f"{told(problem):22s}{cells}", flush=True)
+    print(f"{'against ' + names[0]:22s}" + "".join(f"{math.exp(logs[name]):16.3f}" for name in names))
     return 0
+
+
+def kernel_times(names: list[str]) -> int:
+    """Print the median time of each kernel of a call, at short lengths, and that from the first to the last.
+
+    Kernels that start before those before them have ended wait inside of their own time: the times of such a call add
+    up to more than it takes.
+    """
+    timed = Timed(names)
+    flush = kineto.Flush(torch.device("cuda"))
+    for problem in TIMED:
+        if problem.q_len > LONGEST_TOLD:
+            continue
+        for name, call in timed.calls(problem).items():
+            try:
+                said = parts(kineto.trace([kineto.Round(lambda call=call: call)] * ROUNDS, flush))
+            except (kineto.LostTrack, kineto.StrayWork) as error:
+                said = str(error)
+            print(f"{told(problem):22s} {name:14s} {said}", flush=True)
+    return 0
+
+
+def told(problem: Problem) -> str:
+    """Return what tells the timed problems apart."""
+    return f"d{problem.head_dim} {problem.mask.kind} {problem.q_len}"
+
+
+def parts(traces: Sequence[kineto.Trace]) -> str:
+    """Say in microseconds what the kernels of a call take, the median over ``traces``, and all of them together."""
+    calls = [trace.kernels for trace in traces if trace.kernels]
+    if not calls or len({tuple(kernel.name for kernel in kernels) for kernels in calls}) != 1:
+        return f"no two traces alike: {[len(trace.kernels) for trace in traces]} kernels"
+    took = [1e6 * statistics.median(kernel.duration_s for kernel in same) for same in zip(*calls, strict=True)]
+    said = [f"{short_name(kernel.name)} {us:.0f}" for kernel, us in zip(calls[0], took, strict=True)]
+    spans = [kernels[-1].start_s + kernels[-1].duration_s - kernels[0].start_s for kernels in calls]
+    return f"{' + '.join(said)}; {1e6 * statistics.median(spans):.0f} us in all"
+
+
+def short_name(kernel: str) -> str:
+    """Return what tells a call's kernels apart: our own by their part, others by the last 24 characters of a name."""
+    ours = re.search(r"ws_backward_(\w+?)_kernel", kernel)
+    return ours[1] if ours else re.sub(r"^void |[<(].*", "", kernel)[-24:]
 
 
 def main(arguments: list[str]) -> int:
@@ -331,8 +400,9 @@ def main(arguments: list[str]) -> int:
         else:
             ops.load(tiled.ASYNC if names == ["tiled-async"] else tiled.WS)
         return 0
-    if what == "time":
-        return measure(names)
+    torch._C._set_print_stack_traces_on_fatal_signal(True)  # of C++, in case of a fault that Python cannot catch
+    if what in ("time", "kernels"):
+        return measure(names) if what == "time" else kernel_times(names)
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = False
     if what != "check":

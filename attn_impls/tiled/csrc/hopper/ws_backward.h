@@ -66,6 +66,13 @@ void with_key_columns(int64_t head_dim, const Body& body) {
   return body(Constant<kMostHopperBackwardColumns>{});
 }
 
+// Batches [first, first + count), of all of `batches`.
+inline Tensor batches_of(const Tensor& tensor, int64_t first, int64_t count, int64_t batches) {
+  if (count == batches) return tensor;
+  Tensor whole = tensor;
+  return torch::stable::narrow(whole, 0, first, count);
+}
+
 // `params` and `hopper` agree.
 template <typename T, typename Tiles>
 void launch_ws_backward(const Tensor& on, const BackwardParams<T>& params, const HopperBackwardParams<T>& hopper,
@@ -108,53 +115,66 @@ std::tuple<Tensor, Tensor, Tensor> hopper_backward(bool deterministic, const Ten
       using T = decltype(element);
       using Tiles = TilesFor<decltype(columns)::kValue>;
       const int64_t tiles = (shape.q_len + Tiles::kQueries - 1) / Tiles::kQueries, padded = tiles * Tiles::kQueries;
-      const int64_t rows = shape.batch * shape.heads * padded;
+      int64_t at_a_time = shape.batch;
+      if (Tiles::kBytesAtATime > 0) {
+        const int64_t bytes = shape.heads * padded * Tiles::kColumns * static_cast<int64_t>(sizeof(float));
+        at_a_time = std::clamp<int64_t>(Tiles::kBytesAtATime / bytes, 1, shape.batch);
+      }
+      const int64_t rows = at_a_time * shape.heads * padded;
       Tensor row_numbers = torch::stable::new_empty(q, {2, rows}, ScalarType::Float);
       Tensor dq_sum = torch::stable::new_empty(q, {rows, Tiles::kColumns}, ScalarType::Float);
-      const int64_t counts = 1 + (deterministic ? shape.batch * shape.heads * tiles : 0);
-      Tensor counted = torch::stable::new_empty(q, {counts}, ScalarType::Int);
+      const auto counts = [&](int64_t batches) { return 1 + (deterministic ? batches * shape.heads * tiles : 0); };
+      Tensor counted = torch::stable::new_empty(q, {counts(at_a_time)}, ScalarType::Int);
       int* const fetched = static_cast<int*>(counted.data_ptr());
       float* const lse_log2 = static_cast<float*>(row_numbers.data_ptr());
       const float scale_log2 = static_cast<float>(scale * M_LOG2E);
       // Blocks that wait for each other must agree on which of them there are: a band that is empty has no tiles.
       const Band band = low <= high ? Band::from_diagonals(low, high) : Band{kFarthest, -kFarthest};
-      const BackwardParams<T> params{shape,
-                                     view_of<const T>(q),
-                                     view_of<const T>(k),
-                                     view_of<const T>(v),
-                                     view_of<const T>(out),
-                                     view_of<const T>(dout),
-                                     view_of<T>(dq),
-                                     view_of<T>(dk),
-                                     view_of<T>(dv),
-                                     static_cast<const float*>(lse.data_ptr()),
-                                     dlse ? static_cast<const float*>(dlse->data_ptr()) : nullptr,
-                                     lse_log2,
-                                     lse_log2 + rows,
-                                     static_cast<float*>(dq_sum.data_ptr()),
-                                     static_cast<int>(padded),
-                                     static_cast<float>(scale),
-                                     scale_log2,
-                                     band};
-      const HopperBackwardParams<T> hopper{map_of(q, Tiles::kQueries),
-                                           map_of(k, Tiles::kKeys),
-                                           map_of(v, Tiles::kKeys),
-                                           map_of(dout, Tiles::kQueries),
-                                           map_of(dk, kPiece),
-                                           map_of(dv, kPiece),
-                                           params.dk,
-                                           params.dv,
-                                           shape,
-                                           params.lse_log2,
-                                           params.delta,
-                                           params.dq_sum,
-                                           fetched,
-                                           deterministic ? fetched + 1 : nullptr,
-                                           params.padded,
-                                           params.scale,
-                                           scale_log2,
-                                           TileBand::of(band)};
-      launch_ws_backward<T, Tiles>(q, params, hopper, {fetched, counts});
+      for (int64_t first = 0; first < shape.batch; first += at_a_time) {
+        Shape part = shape;
+        part.batch = std::min(at_a_time, shape.batch - first);
+        const auto of = [&](const Tensor& tensor) { return batches_of(tensor, first, part.batch, shape.batch); };
+        const Tensor part_q = of(q), part_k = of(k), part_v = of(v), part_dout = of(dout), part_dk = of(dk),
+                     part_dv = of(dv);
+        const int64_t queries_before = first * shape.heads * shape.q_len;
+        const BackwardParams<T> params{part,
+                                       view_of<const T>(part_q),
+                                       view_of<const T>(part_k),
+                                       view_of<const T>(part_v),
+                                       view_of<const T>(of(out)),
+                                       view_of<const T>(part_dout),
+                                       view_of<T>(of(dq)),
+                                       view_of<T>(part_dk),
+                                       view_of<T>(part_dv),
+                                       static_cast<const float*>(lse.data_ptr()) + queries_before,
+                                       dlse ? static_cast<const float*>(dlse->data_ptr()) + queries_before : nullptr,
+                                       lse_log2,
+                                       lse_log2 + rows,
+                                       static_cast<float*>(dq_sum.data_ptr()),
+                                       static_cast<int>(padded),
+                                       static_cast<float>(scale),
+                                       scale_log2,
+                                       band};
+        const HopperBackwardParams<T> hopper{map_of(part_q, Tiles::kQueries),
+                                             map_of(part_k, Tiles::kKeys),
+                                             map_of(part_v, Tiles::kKeys),
+                                             map_of(part_dout, Tiles::kQueries),
+                                             map_of(part_dk, kPiece),
+                                             map_of(part_dv, kPiece),
+                                             params.dk,
+                                             params.dv,
+                                             part,
+                                             params.lse_log2,
+                                             params.delta,
+                                             params.dq_sum,
+                                             fetched,
+                                             deterministic ? fetched + 1 : nullptr,
+                                             params.padded,
+                                             params.scale,
+                                             scale_log2,
+                                             TileBand::of(band)};
+        launch_ws_backward<T, Tiles>(q, params, hopper, {fetched, counts(part.batch)});
+      }
     });
   });
   return {dq, dk, dv};
