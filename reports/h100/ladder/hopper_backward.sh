@@ -3,7 +3,7 @@
 # reports/h100/ladder/hopper_backward.sh. Every kernel runs in a process of its own under a time limit, as one that
 # waits for ever would take the rest along. What is right is counted, and what is wrong is told.
 set -uo pipefail
-export PYTHONPATH=. PYTHONDONTWRITEBYTECODE=1 PYTHONFAULTHANDLER=1
+export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} PYTHONDONTWRITEBYTECODE=1 PYTHONFAULTHANDLER=1
 folder=$(mktemp -d)
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$folder/extensions}
 export CUBLAS_WORKSPACE_CONFIG=:4096:8 # deterministic mode, which the checks use, asks for it

@@ -4,7 +4,7 @@
 # Checks run in processes of their own under a time limit, as a kernel that waits for ever would take the rest along.
 set -uo pipefail
 peers=("${@:-sdpa-cudnn}") # those that are not installed are left out
-export PYTHONPATH=. PYTHONDONTWRITEBYTECODE=1
+export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} PYTHONDONTWRITEBYTECODE=1
 folder=$(mktemp -d)
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$folder/extensions}
 export CUBLAS_WORKSPACE_CONFIG=:4096:8 # deterministic mode, which the checks use, asks for it
