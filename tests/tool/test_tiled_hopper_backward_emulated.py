@@ -48,8 +48,10 @@ def staying(tmp_path_factory: pytest.TempPathFactory) -> None:
     tiles = folder / "csrc" / "hopper" / "backward_tiles.h"
     text = tiles.read_text()
     for kept in ("64, 2, 128, 2, true", "128, 2, 64, 2, false"):
-        assert f"HopperKeyTiles<{kept}>" in text
-        text = text.replace(f"HopperKeyTiles<{kept}>", f"HopperKeyTiles<{kept}, true, true, true, 1 << 18>")
+        assert f"HopperKeyTiles<{kept}, false, true>" in text
+        text = text.replace(
+            f"HopperKeyTiles<{kept}, false, true>", f"HopperKeyTiles<{kept}, true, true, true, 1 << 18>"
+        )
     tiles.write_text(text)
     sources = tuple(source for source in extension.sources if "backward" in source.stem)
     for source in sources:

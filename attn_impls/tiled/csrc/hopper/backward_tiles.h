@@ -30,8 +30,8 @@ constexpr int kMostHopperBackwardColumns = 128;  // 64 keys of dK and dV, wider,
 template <int columns>
 struct WsBackward;
 template <>
-struct WsBackward<64> : HopperKeyTiles<64, 2, 128, 2, true> {};
+struct WsBackward<64> : HopperKeyTiles<64, 2, 128, 2, true, false, true> {};
 template <>
-struct WsBackward<128> : HopperKeyTiles<128, 2, 64, 2, false> {};
+struct WsBackward<128> : HopperKeyTiles<128, 2, 64, 2, false, false, true> {};
 
 }  // namespace attn

@@ -12,22 +12,31 @@
 //        128, under a causal mask 38 and 16 %; at 16384 it lost 4 and 2 %, causal 7 and 13 %, by the order in which
 //        tiles were fetched (docs/kernel-notes.md).
 // Limit: at head dim 64 exponentials, at 128 the power that the chip may draw.
+#include <algorithm>
+#include <type_traits>
+
 #include "../cuda/register_forward.h"
 #include "persistent_forward.h"
 
 namespace attn {
 namespace {
 
-constexpr int kRounds = 2;           // in one of which a block has a long tile, and in the other a short one
-constexpr double kMostEmpty = 1.05;  // more scores are computed than with tiles that fit, times this
+constexpr int kRounds = 2;              // in one of which a block has a long tile, and in the other a short one
+constexpr double kMostNeedless = 1.07;  // as many scores, against tiles that spare them, as their quicker steps make up
 
-// How many scores are computed for a head, with a mask or without. Where softmax and products take turns, a warpgroup
-// without queries computes none.
+// How many scores are computed for a head. Where softmax and product do not overlap, every warpgroup looks after its
+// own.
 template <typename Tiles>
-double scores_of_tiles(const Shape& shape) {
-  const auto round_up = [](int64_t length, int tile) { return static_cast<double>((length + tile - 1) / tile * tile); };
-  const int rows = Tiles::kOverlaps ? Tiles::kQueries : kWarpgroupRows;
-  return round_up(shape.q_len, rows) * round_up(shape.kv_len, Tiles::kKeys);
+double scores_of_tiles(const Shape& shape, const Band& band) {
+  constexpr int kRows = Tiles::kOverlaps ? Tiles::kQueries : kWarpgroupRows;
+  const TileBand near = TileBand::of(band);
+  const int q_len = static_cast<int>(shape.q_len), kv_len = static_cast<int>(shape.kv_len);
+  double steps = 0;
+  for (int q0 = 0; q0 < q_len; q0 += kRows) {
+    const TileRange range = key_tiles(near, q0, std::min(q0 + kRows, q_len), kv_len, Tiles::kKeys);
+    steps += range.last - range.first;
+  }
+  return steps * kRows * Tiles::kKeys;
 }
 
 std::tuple<Tensor, Tensor> hopper_forward(const Tensor& q_given, const Tensor& k_given, const Tensor& v_given,
@@ -45,17 +54,15 @@ std::tuple<Tensor, Tensor> hopper_forward(const Tensor& q_given, const Tensor& k
           using Tiles = decltype(tiles);
           launch_persistent_forward<decltype(element), Tiles>(shape, q, k, v, out, lse, scale, band, rounds);
         };
-        using Fitting = typename Choice::Fitting;
-        const auto launch_if_it_fits = [&](auto tiles) {
-          if (scores_of_tiles<decltype(tiles)>(shape) > kMostEmpty * scores_of_tiles<Fitting>(shape))
-            launch(Fitting{});
-          else
-            launch(tiles);
-        };
-        if (hides)
-          launch_if_it_fits(typename Choice::Masked{});
-        else
-          launch_if_it_fits(typename Choice::Full{});
+        using Quick = typename Choice::Quick;
+        using Sparing = typename Choice::Sparing;
+        if constexpr (std::is_same_v<Quick, Sparing>) {
+          launch(Quick{});
+        } else if (scores_of_tiles<Quick>(shape, band) > kMostNeedless * scores_of_tiles<Sparing>(shape, band)) {
+          launch(Sparing{});
+        } else {
+          launch(Quick{});
+        }
       });
     });
   };
