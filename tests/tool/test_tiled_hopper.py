@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -263,6 +264,24 @@ class TestOnHopper:
             for dlse in (None, torch.ones_like(lse)):
                 arguments = [torch.ones_like(out), *plain, out, lse, dlse, 0.5, *diagonals]
                 torch.library.opcheck(getattr(torch.ops.attn_tiled, backward), arguments, test_utils=utils)
+
+    @IMPLEMENTATIONS
+    def test_a_thread_whose_first_call_of_cuda_it_is(self, impl: Implementation) -> None:
+        """As autograd's, which begins without a context and allocates nothing where memory was kept."""
+        problem = Problem(2, 2, 2, 200, 200, 64, "bf16", CAUSAL)
+        qkv = inputs(problem, "cuda", torch.bfloat16)
+
+        def grads() -> tuple[torch.Tensor, ...]:
+            return torch.autograd.grad(impl(*qkv, problem).float().square().sum(), qkv)
+
+        kept = [torch.empty(1 << 20, device="cuda") for _ in range(40)]
+        del kept
+        here = grads()
+        with ThreadPoolExecutor(1) as thread:
+            out = thread.submit(lambda: impl(*(x.detach() for x in qkv), problem)).result()
+        torch.testing.assert_close(out, impl(*qkv, problem), rtol=0, atol=0)
+        for x, y in zip(grads(), here, strict=True):
+            torch.testing.assert_close(x, y, rtol=2e-2, atol=1e-2)
 
     @IMPLEMENTATIONS
     def test_launches_repeat_their_bits(self, impl: Implementation) -> None:

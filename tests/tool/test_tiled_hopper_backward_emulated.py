@@ -6,6 +6,10 @@ Additions to dQ take place when they are waited for, and a block that waits for 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -89,6 +93,24 @@ def test_backward_runs_right_on_an_emulated_block(emulated: Family, problem: Pro
         assert_right(out, lse, qkv, problem, backward=True, use_lse=deterministic)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_threads_that_never_called_the_runtime_make_maps(emulated: Family) -> None:
+    """As autograd's thread, whose first call of CUDA may be the operator's."""
+    ops.load(emulated)
+    q, k, v = (torch.randn(1, 1, 100, 64, dtype=torch.bfloat16) for _ in range(3))
+    diagonals = ops.diagonals(CAUSAL, 100, 100)
+    forward = getattr(torch.ops.attn_tiled, f"{emulated.name}_forward")
+
+    def elsewhere(call: Callable[[], Any]) -> Any:
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(call).result()
+
+    out, lse = elsewhere(lambda: forward(q, k, v, 0.125, *diagonals))
+    for name in emulated.backward_names:
+        operator = getattr(torch.ops.attn_tiled, name)
+        dq, *_ = elsewhere(functools.partial(operator, out, q, k, v, out, lse, None, 0.125, *diagonals))
+        assert dq.isfinite().all()
 
 
 def test_an_empty_band_has_no_gradients(emulated: Family) -> None:

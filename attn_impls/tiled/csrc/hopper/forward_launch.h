@@ -46,6 +46,14 @@ inline void check_hopper(const Tensor& on) {
                   device.minor);
 }
 
+// Make the context of the current device, `device`, that of the calling thread. The runtime does so at a thread's first
+// allocation or launch. The driver's function that makes maps may come before: autograd's thread begins without one
+// (github.com/pytorch/pytorch/issues/124565) and allocates nothing where PyTorch has kept enough memory; without a
+// context the function crashes.
+inline void bind_context(int device) {
+  check_cuda(cudaSetDevice(device), "making the device current");
+}
+
 // The tensor, or a copy of it where TMA does not take it: rows that begin at no multiple of 16 bytes, or that share
 // memory, as those of an expanded tensor.
 inline Tensor with_mappable_rows(const Tensor& tensor) {
@@ -85,6 +93,8 @@ std::tuple<Tensor, Tensor> with_hopper_tensors(const Tensor& q, const Tensor& k,
   const Shape shape = check_inputs(q, k, v, scale);
   check_tensor_core_inputs(q, k);
   check_hopper(q);
+  const DeviceGuard guard(q.get_device_index());
+  bind_context(q.get_device_index());
   Tensor out = empty_in_order_of(q);
   Tensor lse = empty_lse(q);
   // No map is as small as an empty tensor.

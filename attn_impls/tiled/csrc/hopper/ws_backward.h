@@ -105,6 +105,8 @@ std::tuple<Tensor, Tensor, Tensor> hopper_backward(bool deterministic, const Ten
   check_saved(q_given, dout_given, out_given, lse);
   if (dlse) check_saved(q_given, dout_given, out_given, *dlse);
   check_hopper(q_given);
+  const DeviceGuard guard(q_given.get_device_index());
+  bind_context(q_given.get_device_index());
   const Tensor q = with_mappable_rows(q_given), k = with_mappable_rows(k_given), v = with_mappable_rows(v_given);
   const Tensor out = with_aligned_rows(out_given), dout = with_mappable_rows(dout_given);
   Tensor dq = empty_in_order_of(q_given), dk = empty_in_order_of(k_given), dv = empty_in_order_of(v_given);

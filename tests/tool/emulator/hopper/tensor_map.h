@@ -19,6 +19,11 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
   *value = attribute;
   return cudaSuccess;
 }
+inline thread_local bool has_context = false;
+inline cudaError_t cudaSetDevice(int) {
+  has_context = true;
+  return cudaSuccess;
+}
 inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus*) {
   return cudaSuccess;
 }
@@ -48,6 +53,7 @@ struct MappedTensor {
   int64_t batch_stride, head_stride, row_stride;
 };
 inline const char* make_tensor_map(CUtensorMap* map, const MappedTensor& tensor, int box_rows) {
+  if (!has_context) return "the driver crashes in a thread without a context";
   const int64_t strides[] = {tensor.batch_stride, tensor.head_stride, tensor.row_stride};
   const int64_t lengths[] = {tensor.batch, tensor.heads, tensor.rows};
   for (int i = 0; i < 3; ++i) {
