@@ -38,6 +38,9 @@ struct float4 {
 struct uint4 {
   uint32_t x, y, z, w;
 };
+struct int4 {
+  int x, y, z, w;
+};
 inline dim3 threadIdx, blockIdx;
 
 namespace emulator {
