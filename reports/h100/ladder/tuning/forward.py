@@ -1,4 +1,4 @@
-"""Candidates for the forward kernel of ``tiled-async``, and how to build them beside the kernel that there is.
+"""The forward kernel of ``tiled-async`` with other tiles than the product's, and how to build and time them.
 
 ``python reports/h100/ladder/tuning/forward.py`` builds all, checks each against flash-attn, times them in turns with it
 and prints the ratios. ``README.md`` says what each should bring.
@@ -34,13 +34,11 @@ class Variant:
 
     Attributes:
         name: its operator, ``attn_tuning::<name>``.
-        tiles: the template arguments of its tiles, the first of which is the head dimension.
-        fused: whether it is ``fused_forward.h``, else the kernel that there is.
+        tiles: the arguments of ``ForwardTiles``, the first of which is the head dimension.
     """
 
     name: str
     tiles: str
-    fused: bool = True
 
     @property
     def head_dim(self) -> int:
@@ -48,36 +46,25 @@ class Variant:
         return int(self.tiles.split(",")[0])
 
 
-# columns, row pieces a warp, warps, keys a tile, stages, blocks a multiprocessor;
-# then of the fused kernel: Q held, one weight in n by polynomial, scores by columns, masks by warp
+# columns, row pieces a warp, warps, keys a tile, blocks a multiprocessor
 VARIANTS = (
-    Variant("now_64", "64, 2, 4, 64, 3, 2", fused=False),
-    Variant("fused_64_k64", "64, 2, 4, 64, 2, 2"),
-    Variant("fused_64_k96", "64, 2, 4, 96, 2, 2"),
-    Variant("fused_64_k128", "64, 2, 4, 128, 2, 2"),
-    Variant("fused_64_k64_held", "64, 2, 4, 64, 2, 2, true"),
-    Variant("fused_64_k64_columns", "64, 2, 4, 64, 2, 2, true, 0, true"),
-    Variant("fused_64_k64_held_poly4", "64, 2, 4, 64, 2, 2, true, 4"),
-    Variant("fused_64_k128_poly4", "64, 2, 4, 128, 2, 2, false, 4"),
-    Variant("fused_64_k64_blockmask", "64, 2, 4, 64, 2, 2, false, 0, false, false"),
-    Variant("now_128", "128, 2, 4, 48, 2, 2", fused=False),
-    Variant("fused_128_k48", "128, 2, 4, 48, 2, 2"),
-    Variant("fused_128_k64", "128, 2, 4, 64, 2, 2"),
-    Variant("fused_128_k32", "128, 2, 4, 32, 2, 2"),
-    Variant("fused_128_k48_poly4", "128, 2, 4, 48, 2, 2, false, 4"),
-    Variant("fused_128_k64_poly4", "128, 2, 4, 64, 2, 2, false, 4"),
-    Variant("fused_128_k64_poly8", "128, 2, 4, 64, 2, 2, false, 8"),
+    Variant("fused_64_k64", "64, 2, 4, 64, 2"),
+    Variant("fused_64_k96", "64, 2, 4, 96, 2"),
+    Variant("fused_64_k128", "64, 2, 4, 128, 2"),
+    Variant("fused_128_k32", "128, 2, 4, 32, 2"),
+    Variant("fused_128_k48", "128, 2, 4, 48, 2"),
+    Variant("fused_128_k64", "128, 2, 4, 64, 2"),
 )
 SOURCE = """#include <torch/csrc/stable/library.h>
 
 #include <cmath>
 #include <tuple>
 
-#include "{header}"
+#include "async_forward.h"
 #include "tensor_core_arguments.h"
 
 namespace attn {{
-struct {name} : {base}<{tiles}> {{}};
+struct {name} : ForwardTiles<{tiles}> {{}};
 
 static std::tuple<Tensor, Tensor> run_{name}(const Tensor& q, const Tensor& k, const Tensor& v, double scale,
                                              int64_t low, int64_t high) {{
@@ -86,9 +73,10 @@ static std::tuple<Tensor, Tensor> run_{name}(const Tensor& q, const Tensor& k, c
   with_half_type(q, [&](auto element) {{
     using T = decltype(element);
     if constexpr ({half} || std::is_same_v<T, __nv_bfloat16>) {{
-      {launch}<T, {name}>(q, ForwardParams<T>{{shape, view_of<const T>(q), view_of<const T>(k), view_of<const T>(v),
-                                             view_of<T>(out), static_cast<float*>(lse.data_ptr()),
-                                             static_cast<float>(scale * M_LOG2E), Band::from_diagonals(low, high)}});
+      const ForwardParams<T> params{{shape, view_of<const T>(q), view_of<const T>(k), view_of<const T>(v),
+                                    view_of<T>(out), static_cast<float*>(lse.data_ptr()),
+                                    static_cast<float>(scale * M_LOG2E), Band::from_diagonals(low, high)}};
+      launch_async_forward<T, {name}>(q, params);
     }} else {{
       STD_TORCH_CHECK(false, "built for bfloat16 only");
     }}
@@ -107,20 +95,7 @@ STABLE_TORCH_LIBRARY_IMPL(attn_tuning, {device}, library) {{
 
 def source(variant: Variant, *, device: str = "CUDA", half: bool = False) -> str:
     """Return the source of the variant's operator on ``device``, for bfloat16 and, where ``half``, float16."""
-    header, base, launch = (
-        ("fused_forward.h", "FusedTiles", "launch_fused_forward")
-        if variant.fused
-        else ("async_forward.h", "ForwardTiles", "launch_async_forward")
-    )
-    return SOURCE.format(
-        name=variant.name,
-        tiles=variant.tiles,
-        header=header,
-        base=base,
-        launch=launch,
-        device=device,
-        half=str(half).lower(),
-    )
+    return SOURCE.format(name=variant.name, tiles=variant.tiles, device=device, half=str(half).lower())
 
 
 def load(folder: Path) -> dict[str, str]:
