@@ -24,7 +24,8 @@ forward = importlib.util.module_from_spec(_spec)
 sys.modules["tuning_forward"] = forward  # a dataclass looks its module up
 _spec.loader.exec_module(forward)
 
-TRIED = ("fused_64_k96", "fused_128_k48")  # tiles that are no power of two, and parts of 16 keys
+# Tiles that are no power of two, parts of 16 keys, warps of 48 queries.
+TRIED = ("fused_64_k96", "fused_64_r48_k64", "fused_128_k48")
 VARIANTS = pytest.mark.parametrize("variant", [x for x in forward.VARIANTS if x.name in TRIED], ids=lambda x: x.name)
 LONG = (
     Problem(1, 1, 1, 300, 420, 64, "bf16", Mask("causal")),

@@ -23,7 +23,7 @@ struct Parked {
   };
   struct Mask {
     TileMask of_tile_0;
-    int unused;
+    int queries;  // that the block has
   };
   static constexpr int kRows = 0, kQueries = 16, kMask = 32, kPlain = 48;  // byte offsets
   static constexpr int kBytesAWarp = 8;                                    // from kPlain on
@@ -84,11 +84,12 @@ __device__ inline int begin_async_forward(const ForwardParams<T>& p, uint32_t q_
   if (threadIdx.x == 0) {
     parked.put(Parked<T>::kRows, rows);
     parked.put(Parked<T>::kQueries, typename Parked<T>::Queries{q0, q1, batch, head});
-    parked.put(Parked<T>::kMask, typename Parked<T>::Mask{mask, 0});
+    parked.put(Parked<T>::kMask, typename Parked<T>::Mask{mask, q1 - q0});
   }
   if (threadIdx.x % kWarp == 0) {
-    const TileBand from_tile_0{mask.low, mask.high};
-    parked.put_plain(warp, plain_key_tiles(from_tile_0, warp_row, warp_row + Tiles::kWarpRows, mask.keys, kKeys));
+    const TileRange plain =
+        plain_key_tiles({mask.low, mask.high}, warp_row, warp_row + Tiles::kWarpRows, mask.keys, kKeys);
+    parked.put_plain(warp, q0 + warp_row < q1 ? plain : TileRange{0, 0});
   }
   return visits;
 }
@@ -123,15 +124,16 @@ __global__ void __launch_bounds__(Tiles::kWarps* kWarp, Tiles::kBlocks) async_fo
     const int thread = thread_read_anew(), lane = thread % kWarp, warp_row = thread / kWarp * Tiles::kWarpRows;
     const uint32_t down = Layout::offset(down_then_right(lane).row, down_then_right(lane).chunk);
     const uint32_t right = Layout::offset(right_then_down(lane).row, right_then_down(lane).chunk);
-    // A tile with a mask is taken in parts, which leaves registers for the mask; parts that no row sees are left out.
+    // A tile with a mask is taken in parts, which leaves registers for the mask; parts that no row sees are left out,
+    // as is all work of a warp without rows.
     constexpr int kPart = !masked ? kKeys : kKeys % 32 == 0 ? 32 : kPiece;
 #pragma unroll 1
     for (int part = kKeys / kPart - 1; part >= 0; --part) {
       TileMask mask;
       if constexpr (masked) {
-        mask = parked.template get<typename Parked<T>::Mask>(Parked<T>::kMask).of_tile_0;
-        mask = mask.from(warp_row, tile * kKeys + part * kPart);
-        if (mask.hides_all(Tiles::kWarpRows, kPart)) continue;
+        const auto found = parked.template get<typename Parked<T>::Mask>(Parked<T>::kMask);
+        mask = found.of_tile_0.from(warp_row, tile * kKeys + part * kPart);
+        if (warp_row >= found.queries || mask.hides_all(Tiles::kWarpRows, kPart)) continue;
       }
       const uint32_t k_part = k_tile + part * (kPart * Layout::kRowBytes);
       Accumulator<Tiles::kRowPieces, kPart / kChunk> scores;

@@ -51,6 +51,7 @@ VARIANTS = (
     Variant("fused_64_k64", "64, 2, 4, 64, 2"),
     Variant("fused_64_k96", "64, 2, 4, 96, 2"),
     Variant("fused_64_k128", "64, 2, 4, 128, 2"),
+    Variant("fused_64_r48_k64", "64, 3, 4, 64, 2"),
     Variant("fused_128_k32", "128, 2, 4, 32, 2"),
     Variant("fused_128_k48", "128, 2, 4, 48, 2"),
     Variant("fused_128_k64", "128, 2, 4, 64, 2"),
