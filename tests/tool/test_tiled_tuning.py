@@ -25,7 +25,14 @@ sys.modules["tuning_forward"] = forward  # a dataclass looks its module up
 _spec.loader.exec_module(forward)
 
 # One of each idea; other tiles are the same code.
-TRIED = ("fused_64_k128", "fused_64_k64_columns", "fused_64_k64_held_poly4", "fused_64_k64_blockmask", "fused_128_k48")
+TRIED = (
+    "fused_64_k128",
+    "fused_64_k64_columns",
+    "fused_64_k64_held_poly4",
+    "fused_64_k64_blockmask",
+    "fused_64_r48_k64",
+    "fused_128_k48",
+)
 VARIANTS = pytest.mark.parametrize("variant", [x for x in forward.VARIANTS if x.name in TRIED], ids=lambda x: x.name)
 LONG = (
     Problem(1, 1, 1, 300, 420, 64, "bf16", Mask("causal")),

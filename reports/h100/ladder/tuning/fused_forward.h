@@ -22,9 +22,10 @@ namespace attn {
 // column by column; one weight in `share` is computed by a polynomial, 0: none; whether each warp asks for itself which
 // tiles, and which parts of them, need a mask or are hidden.
 template <int columns, int row_pieces, int warps, int keys, int stages, int blocks, bool holds_queries = false,
-          int share = 0, bool by_columns = false, bool warp_masks = true>
+          int share = 0, bool by_columns = false, bool warp_masks = true, bool follows = true>
 struct FusedTiles : ForwardTiles<columns, row_pieces, warps, keys, stages, blocks> {
   static constexpr bool kHoldsQueries = holds_queries, kByColumns = by_columns, kWarpMasks = warp_masks;
+  static constexpr bool kFollows = follows;
   static_assert(holds_queries || !by_columns);
   static constexpr int kShare = share;
 };
@@ -221,14 +222,16 @@ __global__ void __launch_bounds__(Tiles::kWarps* kWarp, Tiles::kBlocks) fused_fo
     if (threadIdx.x == 0) {
       store_shared(parked, __builtin_bit_cast(uint4, ParkedHeads<T>{k_rows, v_rows}));
       store_shared(parked + 16, __builtin_bit_cast(uint4, int4{q0, q1, batch, head}));
-      store_shared(parked + 32, __builtin_bit_cast(uint4, int4{mask.low, mask.high, mask.keys, 0}));
+      store_shared(parked + 32, __builtin_bit_cast(uint4, int4{mask.low, mask.high, mask.keys, q1 - q0}));
     }
     if (threadIdx.x % kWarp == 0) {
       // The tiles that all rows of this warp see whole; other warps of the block may need a mask there.
       const int warp = threadIdx.x / kWarp;
       const int from = Tiles::kWarpMasks ? warp * Tiles::kWarpRows : 0;
       const int to = Tiles::kWarpMasks ? from + Tiles::kWarpRows : Tiles::kQueries;
-      const TileRange plain = plain_key_tiles({mask.low, mask.high}, from, to, mask.keys, kKeys);
+      const bool exists = from < q1 - q0;
+      const TileRange plain =
+          exists ? plain_key_tiles({mask.low, mask.high}, from, to, mask.keys, kKeys) : TileRange{0, 0};
       store_shared(parked + kParkedBytes + warp * 8, static_cast<uint32_t>(plain.first));
       store_shared(parked + kParkedBytes + warp * 8 + 4, static_cast<uint32_t>(plain.last));
     }
@@ -265,6 +268,7 @@ __global__ void __launch_bounds__(Tiles::kWarps* kWarp, Tiles::kBlocks) fused_fo
         const auto mask = __builtin_bit_cast(int4, load_shared_16_bytes(parked + 32));
         const int key = tile * kKeys + part * kPart - thread / kWarp * Tiles::kWarpRows;  // less the warp's first row
         if (key - (Tiles::kWarpRows - 1) > mask.y || key + kPart - 1 < mask.x) continue;  // no row sees any of these
+        if (thread / kWarp * Tiles::kWarpRows >= mask.w) continue;                        // there are no rows
       }
       const uint32_t k_part = k_tile + part * (kPart * Layout::kRowBytes);
       Accumulator<Tiles::kRowPieces, kPart / kChunk> scores;
@@ -283,7 +287,7 @@ __global__ void __launch_bounds__(Tiles::kWarps* kWarp, Tiles::kBlocks) fused_fo
         hide_scores(scores, TileMask{mask.x, mask.y, mask.z}.from(0, tile * kKeys + part * kPart),
                     thread / kWarp * Tiles::kWarpRows, 0);
       }
-      softmax.follow(scores, out, p.scale_log2);
+      if constexpr (masked || Tiles::kFollows) softmax.follow(scores, out, p.scale_log2);
       const WeightsOf<T, masked ? 0 : Tiles::kShare, decltype(scores), decltype(softmax)> weights{scores, softmax,
                                                                                                   p.scale_log2};
       add_product<T, kPart / kPiece>(out, weights, AcrossDepth<Layout>{k_part + kTileBytes + down, 0});
@@ -299,7 +303,8 @@ __global__ void __launch_bounds__(Tiles::kWarps* kWarp, Tiles::kBlocks) fused_fo
     wait_for_copies<kStages - 2>();
     __syncthreads();  // the copies of all threads are there, and all are done with the stage that is filled next
     const float2 plain = load_shared_two_floats(parked + kParkedBytes + thread_read_anew() / kWarp * 8);
-    if (__builtin_bit_cast(int, plain.x) <= tile && tile < __builtin_bit_cast(int, plain.y)) {
+    if (__builtin_bit_cast(int, plain.x) <= tile && tile < __builtin_bit_cast(int, plain.y) &&
+        (Tiles::kFollows || tile < visits - 1)) {
       visit(tile, std::false_type{});
     } else {
       visit(tile, std::true_type{});
