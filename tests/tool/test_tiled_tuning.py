@@ -27,7 +27,6 @@ _spec.loader.exec_module(forward)
 # One of each idea; other tiles are the same code.
 TRIED = (
     "fused_64_k128",
-    "fused_64_k64_columns",
     "fused_64_k64_held_poly4",
     "fused_64_k64_blockmask",
     "fused_64_r48_k64",

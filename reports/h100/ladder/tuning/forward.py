@@ -49,28 +49,24 @@ class Variant:
 
 
 # columns, row pieces a warp, warps, keys a tile, stages, blocks a multiprocessor;
-# then of the fused kernel: Q held, one weight in n by polynomial, scores by columns, masks by warp
+# then of the fused kernel: Q held, one weight in n by polynomial, masks by warp, maxima followed
 VARIANTS = (
     Variant("now_64", "64, 2, 4, 64, 3, 2", fused=False),
     Variant("fused_64_k64", "64, 2, 4, 64, 2, 2"),
     Variant("fused_64_k96", "64, 2, 4, 96, 2, 2"),
     Variant("fused_64_k128", "64, 2, 4, 128, 2, 2"),
     Variant("fused_64_k64_held", "64, 2, 4, 64, 2, 2, true"),
-    Variant("fused_64_k64_columns", "64, 2, 4, 64, 2, 2, true, 0, true"),
     Variant("fused_64_k64_held_poly4", "64, 2, 4, 64, 2, 2, true, 4"),
     Variant("fused_64_k128_poly4", "64, 2, 4, 128, 2, 2, false, 4"),
-    Variant("fused_64_k64_blockmask", "64, 2, 4, 64, 2, 2, false, 0, false, false"),
+    Variant("fused_64_k64_blockmask", "64, 2, 4, 64, 2, 2, false, 0, false"),
     Variant("fused_64_r48_k64", "64, 3, 4, 64, 2, 2"),
-    Variant("fused_64_r48_k48", "64, 3, 4, 48, 2, 2"),
-    Variant("fused_64_k128_blind", "64, 2, 4, 128, 2, 2, false, 0, false, true, false"),
-    Variant("fused_128_k64_blind", "128, 2, 4, 64, 2, 2, false, 0, false, true, false"),
+    Variant("fused_64_k128_blind", "64, 2, 4, 128, 2, 2, false, 0, true, false"),
+    Variant("fused_128_k64_blind", "128, 2, 4, 64, 2, 2, false, 0, true, false"),
     Variant("now_128", "128, 2, 4, 48, 2, 2", fused=False),
     Variant("fused_128_k48", "128, 2, 4, 48, 2, 2"),
     Variant("fused_128_k64", "128, 2, 4, 64, 2, 2"),
-    Variant("fused_128_k32", "128, 2, 4, 32, 2, 2"),
     Variant("fused_128_k48_poly4", "128, 2, 4, 48, 2, 2, false, 4"),
     Variant("fused_128_k64_poly4", "128, 2, 4, 64, 2, 2, false, 4"),
-    Variant("fused_128_k64_poly8", "128, 2, 4, 64, 2, 2, false, 8"),
 )
 SOURCE = """#include <torch/csrc/stable/library.h>
 

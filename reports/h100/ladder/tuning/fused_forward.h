@@ -18,15 +18,15 @@
 
 namespace attn {
 
-// Beside the tiles of ForwardTiles: whether Q's fragments stay in registers, and whether scores are then finished
-// column by column; one weight in `share` is computed by a polynomial, 0: none; whether each warp asks for itself which
-// tiles, and which parts of them, need a mask or are hidden.
+// Beside the tiles of ForwardTiles: whether Q's fragments stay in registers; one weight in `share` is computed by a
+// polynomial, 0: none; whether each warp asks for itself which tiles, and which parts of them, need a mask or are
+// hidden; whether tiles without a mask may raise the maxima. Not to follow them gives inf where a score outgrows the
+// first tile's by 2^127: it shows what following costs, and is no candidate.
 template <int columns, int row_pieces, int warps, int keys, int stages, int blocks, bool holds_queries = false,
-          int share = 0, bool by_columns = false, bool warp_masks = true, bool follows = true>
+          int share = 0, bool warp_masks = true, bool follows = true>
 struct FusedTiles : ForwardTiles<columns, row_pieces, warps, keys, stages, blocks> {
-  static constexpr bool kHoldsQueries = holds_queries, kByColumns = by_columns, kWarpMasks = warp_masks;
+  static constexpr bool kHoldsQueries = holds_queries, kWarpMasks = warp_masks;
   static constexpr bool kFollows = follows;
-  static_assert(holds_queries || !by_columns);
   static constexpr int kShare = share;
 };
 
@@ -137,24 +137,6 @@ struct WeightsOf {
     }
   }
 };
-
-// c += a * b, one pair of column tiles after the other, so that maxima of the first can be taken while others multiply.
-template <typename T, int row_pieces, int depth_pieces, typename C, typename B>
-__device__ inline void add_product_by_columns(C& c, const Held<row_pieces, depth_pieces>& a, const B& b) {
-#pragma unroll
-  for (int n = 0; n < C::kColumnTiles / 2; ++n) {
-#pragma unroll
-    for (int k = 0; k < depth_pieces; ++k) {
-      uint32_t right[4];
-      b.load(n, k, right);
-#pragma unroll
-      for (int m = 0; m < row_pieces; ++m) {
-        multiply_add<T>(c.at[m][2 * n], a.at[m][k], right[0], right[1]);
-        multiply_add<T>(c.at[m][2 * n + 1], a.at[m][k], right[2], right[3]);
-      }
-    }
-  }
-}
 
 // Start to copy a whole tile [tile_rows, Layout::kColumns] from row `row` of a head on; all of its rows exist. Chunks
 // past head_dim become 0.
@@ -274,9 +256,7 @@ __global__ void __launch_bounds__(Tiles::kWarps* kWarp, Tiles::kBlocks) fused_fo
       Accumulator<Tiles::kRowPieces, kPart / kChunk> scores;
       scores.clear();
       const AlongDepth<Layout> keys{k_part + Layout::offset(right_then_down(lane).row, right_then_down(lane).chunk)};
-      if constexpr (Tiles::kByColumns) {
-        add_product_by_columns<T>(scores, queries, keys);
-      } else if constexpr (Tiles::kHoldsQueries) {
+      if constexpr (Tiles::kHoldsQueries) {
         add_product<T, columns / kPiece>(scores, queries, keys);
       } else {
         const uint32_t warp_tile = q_tile + thread / kWarp * Tiles::kWarpRows * Layout::kRowBytes;
