@@ -220,17 +220,16 @@ __global__ void __launch_bounds__(Blocks::kWarps* kWarp, Blocks::kBlocks)
   if constexpr ((parts & kDv) != 0) store(dv, 1.0f, v_tile, p.dv);
 }
 
-// Shared memory: Q and dO [kQueries], then for each stage K and V [kKeys].
+// Shared memory: Q and dO [kQueries], then twice K and V [kKeys].
 template <typename Tiles>
 constexpr int kAsyncBackwardQueriesBytes =
-    2 * (Tiles::kQueries + Tiles::kStages * Tiles::kKeys) * Swizzled<Tiles::kColumns>::kRowBytes;
+    2 * (Tiles::kQueries + 2 * Tiles::kKeys) * Swizzled<Tiles::kColumns>::kRowBytes;
 
 // dQ of one tile of queries, added up in the registers over the keys in a fixed order.
 template <typename T, typename Tiles>
 __global__ void __launch_bounds__(Tiles::kWarps* kWarp, Tiles::kBlocks)
     async_backward_queries_kernel(BackwardParams<T> p) {
   constexpr int columns = Tiles::kColumns;
-  static_assert(Tiles::kStages == 2);
   using Layout = Swizzled<columns>;
   constexpr int kThreads = Tiles::kWarps * kWarp, kKeys = Tiles::kKeys, kQueries = Tiles::kQueries;
   constexpr int kTileBytes = kKeys * Layout::kRowBytes, kPieces = Tiles::kRowPieces;

@@ -1,14 +1,15 @@
 // tiled-async, forward: the copy of the next tile overlaps the use of this one.
 //
 // What:  cp.async copies tiles of K and V from global to shared memory past the registers, while the tensor cores work
-//        on the tiles that came before; a warp waits only for copies that were started one visit ago. Tiles are
-//        swizzled instead of padded. 4 warps own 128 queries, 32 a warp. One barrier a tile. The mask is applied only
-//        in tiles that the edge of the band or the end of the keys crosses, and hidden tiles are not visited at all.
+//        on the tile before; a warp waits only for copies that were started one visit ago. Tiles are swizzled instead
+//        of padded. 4 warps own 128 queries, 32 a warp. One barrier a tile. Scores become weights 16 keys at a time,
+//        between the products with V. The mask is applied only in tiles that the edge of the band or the end of the
+//        keys crosses for a warp, and tiles, or parts of them, that it hides are not computed.
 // Why:   tiled-mma waits for memory between any two products, and reads each key from shared memory for only 16 queries
-//        a warp. With 32, a fragment of K or V feeds four products, and reading keeps up with multiplying.
+//        a warp. With 32, a fragment of K or V feeds four products, and reading keeps up with multiplying. An
+//        exponential occupies its unit for 8 cycles a warp: between products, that time is not lost.
 // Limit: mma.sync itself. Its operands pass through the registers of each warp, which an H100's wgmma spares: there it
-//        reaches 63 % of the tensor cores' peak (Luo et al., arXiv:2402.13499). The exponentials take their turn with
-//        the products unless the other block of the multiprocessor fills the gap.
+//        reaches 63 % of the tensor cores' peak (Luo et al., arXiv:2402.13499).
 #include <cmath>
 #include <tuple>
 

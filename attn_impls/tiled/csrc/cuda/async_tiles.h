@@ -9,11 +9,12 @@
 
 namespace attn {
 
-// For heads of up to `columns` numbers: warps of 16 * row_pieces queries; keys a tile; tiles in flight or in use.
-template <int columns, int row_pieces, int warps, int keys, int stages, int blocks>
+// For heads of up to `columns` numbers: warps of 16 * row_pieces queries; keys a tile, of which one is in use and one
+// on its way.
+template <int columns, int row_pieces, int warps, int keys, int blocks>
 struct ForwardTiles {
   static constexpr int kColumns = columns, kRowPieces = row_pieces, kWarpRows = row_pieces * kPiece, kWarps = warps;
-  static constexpr int kQueries = kWarpRows * warps, kKeys = keys, kStages = stages, kBlocks = blocks;
+  static constexpr int kQueries = kWarpRows * warps, kKeys = keys, kBlocks = blocks;
 };
 
 // 32 queries a warp where the registers allow it: then a fragment of K or V that was read from shared memory takes part
@@ -21,17 +22,17 @@ struct ForwardTiles {
 template <int columns>
 struct AsyncForward;
 template <>
-struct AsyncForward<32> : ForwardTiles<32, 2, 4, 64, 3, 2> {};
+struct AsyncForward<32> : ForwardTiles<32, 2, 4, 64, 2> {};
 template <>
-struct AsyncForward<64> : ForwardTiles<64, 2, 4, 64, 3, 2> {};
+struct AsyncForward<64> : ForwardTiles<64, 2, 4, 128, 2> {};
 template <>
-struct AsyncForward<96> : ForwardTiles<96, 2, 4, 64, 3, 2> {};
+struct AsyncForward<96> : ForwardTiles<96, 2, 4, 64, 2> {};
 template <>
-struct AsyncForward<128> : ForwardTiles<128, 2, 4, 48, 2, 2> {};
+struct AsyncForward<128> : ForwardTiles<128, 2, 4, 64, 2> {};
 template <>
-struct AsyncForward<192> : ForwardTiles<192, 1, 8, 32, 3, 1> {};
+struct AsyncForward<192> : ForwardTiles<192, 1, 8, 64, 1> {};
 template <>
-struct AsyncForward<256> : ForwardTiles<256, 1, 8, 32, 3, 1> {};
+struct AsyncForward<256> : ForwardTiles<256, 1, 8, 32, 1> {};
 
 // Backward, a block of keys: warps of 16 * key_pieces keys; queries a tile, of which `step` are worked on at a time;
 // the warps that share the rows of dQ between them, the others share its columns; dQ columns a warp sums up at a time;
@@ -73,6 +74,6 @@ struct AsyncBackwardApart<128> : KeyBlocks<128, 1, 8, 64, 32, 2, 32, 1, false, f
 
 // Backward, a block of queries, for the deterministic dQ and the split one.
 template <int columns>
-struct AsyncBackwardQueries : ForwardTiles<columns, 1, 4, columns <= 128 ? 64 : 32, 2, 1> {};
+struct AsyncBackwardQueries : ForwardTiles<columns, 1, 4, columns <= 128 ? 64 : 32, 1> {};
 
 }  // namespace attn

@@ -59,13 +59,11 @@ __global__ void __launch_bounds__(kThreads, 1) mma_forward_kernel(ForwardParams<
     add_product<T, columns / kPiece>(scores, AlongDepth<Layout>::left(q_tile, warp_row),
                                      AlongDepth<Layout>::right(k_tile, 0));
     if (!plain.has(tile)) hide_scores(scores, TileMask::of(band, q0, k0, kv_len), warp_row, 0);
-    softmax.take(scores, out, p.scale_log2);
-    add_product<T, keys / kPiece>(out, Held<1, keys / kPiece>::template rounded<T>(scores),
-                                  AcrossDepth<Layout>::right(v_tile, 0));
+    add_weighted<T>(out, scores, softmax, AcrossDepth<Layout>::right(v_tile, 0), p.scale_log2);
   }
 
   float inverse[1][2], log_sum_exp[1][2];
-  softmax.finish(inverse, log_sum_exp, p.scale_log2);
+  softmax.finish(inverse, log_sum_exp);
   store_row_numbers(log_sum_exp, p.lse + (batch * p.shape.heads + head) * p.shape.q_len, q0 + warp_row, q1);
   __syncthreads();  // q_tile is written by all warps, and there may have been no tile of keys to wait for it
   store_rounded<T, Layout>(out, inverse, q_tile, warp_row);

@@ -87,7 +87,28 @@ __device__ inline void start_tile_copy(uint32_t tile, const T* from, int64_t row
                                              });
 }
 
-// The same through registers; it is done when it returns.
+// The same without a branch for a tile all of whose rows exist: `tile_rows` rows from row `row` of a head on. A copy
+// that reads nothing needs no other address, so what lies past head_dim costs a predicate.
+template <typename Layout, int tile_rows, int threads, typename T>
+__device__ inline void start_whole_tile_copy(uint32_t tile, const T* head, int64_t row_stride, int row, int head_dim) {
+  constexpr int kGroup = Layout::kChunks % 8 == 0 ? 8 : Layout::kChunks & -Layout::kChunks;
+  constexpr int kRowsATurn = threads / kGroup;
+  static_assert(threads % kGroup == 0 && tile_rows % kRowsATurn == 0 && kRowsATurn % 8 == 0);
+  const int thread = thread_read_anew(), chunk = thread % kGroup;
+  const T* from = head + (row + thread / kGroup) * row_stride + chunk * kChunk;
+  const uint32_t to = tile + Layout::offset(thread / kGroup, chunk);
+#pragma unroll
+  for (int i = 0; i < tile_rows / kRowsATurn; ++i) {
+#pragma unroll
+    for (int j = 0; j < Layout::kChunks / kGroup; ++j) {
+      start_copy(to + i * kRowsATurn * Layout::kRowBytes + j * kGroup * 16, from + j * kGroup * kChunk,
+                 (chunk + j * kGroup) * kChunk < head_dim);
+    }
+    from += kRowsATurn * row_stride;
+  }
+}
+
+// Copy as start_tile_copy does, but through registers; it is done when it returns.
 template <typename Layout, int tile_rows, int threads, typename T>
 __device__ inline void copy_tile(uint32_t tile, const T* from, int64_t row_stride, int rows, int head_dim) {
   for_each_chunk<Layout, tile_rows, threads>(thread_read_anew(), from, row_stride, rows, head_dim,

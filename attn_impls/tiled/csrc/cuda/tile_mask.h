@@ -69,6 +69,10 @@ struct TileMask {
   ATTN_HOST_DEVICE bool sees(int query, int key) const {
     return low <= key - query && key - query <= high && key < keys;
   }
+  // Whether no query of [0, queries) sees a key of [0, keys_here).
+  ATTN_HOST_DEVICE bool hides_all(int queries, int keys_here) const {
+    return high < 1 - queries || low > keys_here - 1 || keys <= 0;
+  }
   // The same mask in numbers that begin at (query, key). A thread moves the mask to where it begins and then asks about
   // constants; were it to ask about its own place, the compiler would keep one sum for every score in a register.
   ATTN_HOST_DEVICE TileMask from(int query, int key) const {

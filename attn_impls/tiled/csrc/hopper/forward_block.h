@@ -83,7 +83,7 @@ struct ForwardBlock {
   template <typename T, typename Out>
   __device__ __forceinline__ void finish(int group, int row, FragmentSoftmax<1>& softmax, const Out& out) const {
     float inverse[1][2], log_sum_exp[1][2];
-    softmax.finish(inverse, log_sum_exp, p.scale_log2);
+    softmax.finish(inverse, log_sum_exp);
     const int64_t heads = p.shape.heads;
     store_row_numbers(log_sum_exp, p.lse + (mine.batch * heads + mine.head) * p.shape.q_len, mine.q0 + row, mine.q1);
     // All warps of the group are done with its queries, whose place this takes.

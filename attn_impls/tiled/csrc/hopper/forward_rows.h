@@ -90,7 +90,7 @@ class ForwardRows {
         hide(scores);
         float factor[1][2];
         const bool outgrown = softmax.follow_apart(scores, factor, block.p.scale_log2);
-        softmax.template weigh<0, Scores::kColumnTiles>(scores, block.p.scale_log2);
+        softmax.weigh(scores, block.p.scale_log2);
         pin(scores);
         // The values of these weights. Waiting for them here is early enough for their product, and a loop, which the
         // compiler does not move the exponentials across: in one block it puts them off until after the next wait.

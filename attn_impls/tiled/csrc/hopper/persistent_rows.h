@@ -215,11 +215,11 @@ class PersistentRows {
       hide_ends<false>(scores, mask, row);
   }
   __device__ __forceinline__ void weigh(Scores& scores) {
-    softmax.template weigh<0, Scores::kColumnTiles>(scores, p.scale_log2);
+    softmax.weigh(scores, p.scale_log2);
   }
   __device__ __forceinline__ void end_softmax(float (&inverse)[1][2], const QueryTile& queries) {
     float log_sum_exp[1][2];
-    softmax.finish(inverse, log_sum_exp, p.scale_log2);
+    softmax.finish(inverse, log_sum_exp);
     softmax.clear();
     float* const lse = p.lse + (queries.batch * p.shape.heads + queries.head) * p.shape.q_len;
     store_row_numbers(log_sum_exp, lse, queries.q0 + row, queries.q1);
