@@ -10,7 +10,6 @@
 //        exponential occupies its unit for 8 cycles a warp: between products, that time is not lost.
 // Limit: mma.sync itself. Its operands pass through the registers of each warp, which an H100's wgmma spares: there it
 //        reaches 63 % of the tensor cores' peak (Luo et al., arXiv:2402.13499).
-#include <cmath>
 #include <tuple>
 
 #include "async_forward.h"
@@ -20,28 +19,14 @@
 namespace attn {
 namespace {
 
-std::tuple<Tensor, Tensor> async_forward(const Tensor& q_given, const Tensor& k_given, const Tensor& v_given,
-                                         double scale, int64_t low, int64_t high) {
-  const Shape shape = check_inputs(q_given, k_given, v_given, scale);
-  check_tensor_core_inputs(q_given, k_given);
-  const Tensor q = with_aligned_rows(q_given), k = with_aligned_rows(k_given), v = with_aligned_rows(v_given);
-  Tensor out = empty_in_order_of(q_given);
-  Tensor lse = empty_lse(q_given);
-  with_half_type(q, [&](auto element) {
-    using T = decltype(element);
-    const ForwardParams<T> params{shape,
-                                  view_of<const T>(q),
-                                  view_of<const T>(k),
-                                  view_of<const T>(v),
-                                  view_of<T>(out),
-                                  static_cast<float*>(lse.data_ptr()),
-                                  static_cast<float>(scale * M_LOG2E),
-                                  Band::from_diagonals(low, high)};
-    with_tile_columns(shape.head_dim, [&](auto constant) {
-      launch_async_forward<T, AsyncForward<decltype(constant)::kValue>>(q, params);
+std::tuple<Tensor, Tensor> async_forward(const Tensor& q, const Tensor& k, const Tensor& v, double scale, int64_t low,
+                                         int64_t high) {
+  const auto start = []<typename T>(const Tensor& q, const ForwardParams<T>& params) {
+    with_tile_columns(params.shape.head_dim, [&](auto columns) {
+      launch_async_forward<T, AsyncForward<decltype(columns)::kValue>>(q, params);
     });
-  });
-  return {out, lse};
+  };
+  return tensor_core_forward(q, k, v, scale, low, high, start);
 }
 
 }  // namespace

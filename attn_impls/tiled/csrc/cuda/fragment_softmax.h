@@ -77,8 +77,8 @@ struct FragmentSoftmax {
       }
     }
   }
-  // The same for one score, in row piece m, row g or g + 8 of it. The scale is positive and joins the subtraction in one
-  // fused multiply-add.
+  // The same for one score, in row piece m, row g or g + 8 of it. The scale is positive and joins the subtraction in
+  // one fused multiply-add.
   __device__ float weight(float score, int m, int half, float scale_log2) {
     const float weight = fast_exp2(fmaf(score, scale_log2, -maximum[m][half]));
     sum[m][half] += weight;

@@ -9,7 +9,6 @@
 // Limit: waiting. A tile is loaded, then used, then the next is loaded: the tensor cores stand still while memory
 //        answers. 16 queries a warp read every key from shared memory for only 16 rows of result. The next rung copies
 //        ahead of its use and gives a warp 32 queries.
-#include <cmath>
 #include <tuple>
 
 #include "fragment_softmax.h"
@@ -72,32 +71,19 @@ __global__ void __launch_bounds__(kThreads, 1) mma_forward_kernel(ForwardParams<
                                   p.out.row_stride, q1 - q0 - warp_row, head_dim);
 }
 
-std::tuple<Tensor, Tensor> mma_forward(const Tensor& q_given, const Tensor& k_given, const Tensor& v_given,
-                                       double scale, int64_t low, int64_t high) {
-  const Shape shape = check_inputs(q_given, k_given, v_given, scale);
-  check_tensor_core_inputs(q_given, k_given);
-  const Tensor q = with_aligned_rows(q_given), k = with_aligned_rows(k_given), v = with_aligned_rows(v_given);
-  Tensor out = empty_in_order_of(q_given);
-  Tensor lse = empty_lse(q_given);
-  const int64_t tiles = (shape.q_len + kQueries - 1) / kQueries;
-  with_half_type(q, [&](auto element) {
-    using T = decltype(element);
-    const ForwardParams<T> params{shape,
-                                  view_of<const T>(q),
-                                  view_of<const T>(k),
-                                  view_of<const T>(v),
-                                  view_of<T>(out),
-                                  static_cast<float*>(lse.data_ptr()),
-                                  static_cast<float>(scale * M_LOG2E),
-                                  Band::from_diagonals(low, high)};
+std::tuple<Tensor, Tensor> mma_forward(const Tensor& q, const Tensor& k, const Tensor& v, double scale, int64_t low,
+                                       int64_t high) {
+  const auto start = []<typename T>(const Tensor& q, const ForwardParams<T>& params) {
+    const Shape& shape = params.shape;
+    const int64_t tiles = (shape.q_len + kQueries - 1) / kQueries;
     with_tile_columns(shape.head_dim, [&](auto constant) {
       constexpr int columns = decltype(constant)::kValue;
       const int64_t shared_bytes = (kQueries + 2 * kKeys<columns>)*Padded<columns>::kRowBytes;
       launch(q, shape.batch * shape.heads * tiles, dim3(kThreads), shared_bytes, mma_forward_kernel<T, columns>,
              params);
     });
-  });
-  return {out, lse};
+  };
+  return tensor_core_forward(q, k, v, scale, low, high, start);
 }
 
 }  // namespace

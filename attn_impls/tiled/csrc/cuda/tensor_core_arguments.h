@@ -2,6 +2,9 @@
 // them.
 #pragma once
 
+#include <cmath>
+#include <tuple>
+
 #include "launch.h"
 #include "params.h"
 #include "tile_mask.h"
@@ -43,6 +46,26 @@ void with_tile_columns(int64_t head_dim, const Body& body) {
   if (head_dim <= 128) return body(Constant<128>{});
   if (head_dim <= 192) return body(Constant<192>{});
   return body(Constant<256>{});
+}
+
+// Check the inputs, make the outputs, and call start(q, params) with the parameters in the dtype of q; it launches the
+// kernel on the device of q. Returns (out, lse).
+template <typename Start>
+std::tuple<Tensor, Tensor> tensor_core_forward(const Tensor& q_given, const Tensor& k_given, const Tensor& v_given,
+                                               double scale, int64_t low, int64_t high, const Start& start) {
+  const Shape shape = check_inputs(q_given, k_given, v_given, scale);
+  check_tensor_core_inputs(q_given, k_given);
+  const Tensor q = with_aligned_rows(q_given), k = with_aligned_rows(k_given), v = with_aligned_rows(v_given);
+  Tensor out = empty_in_order_of(q_given);
+  Tensor lse = empty_lse(q_given);
+  with_half_type(q, [&](auto element) {
+    using T = decltype(element);
+    start(q,
+          ForwardParams<T>{shape, view_of<const T>(q), view_of<const T>(k), view_of<const T>(v), view_of<T>(out),
+                           static_cast<float*>(lse.data_ptr()), static_cast<float>(scale * M_LOG2E),
+                           Band::from_diagonals(low, high)});
+  });
+  return {out, lse};
 }
 
 }  // namespace attn

@@ -45,7 +45,7 @@ class PersistentRows {
         block.k_ring().release(turn);
         hide(scores);
         softmax.follow(scores, out, p.scale_log2);
-        weigh(scores);
+        softmax.weigh(scores, p.scale_log2);
         const Weights weights = Weights::template rounded<T>(scores);
         block.v_ring().wait_until_full(turn);
         start_output(weights, turn);
@@ -75,7 +75,7 @@ class PersistentRows {
       release_keys();
       hide(scores);
       softmax.follow(scores, out, p.scale_log2);
-      weigh(scores);
+      softmax.weigh(scores, p.scale_log2);
       weights = Weights::template rounded<T>(scores);
       block.v_ring().wait_until_full(turn);
     }
@@ -143,7 +143,7 @@ class PersistentRows {
     hide(scores);
     if (ends) end_softmax(inverse, ended);
     const bool outgrown = softmax.follow_apart(scores, factor, p.scale_log2);
-    weigh(scores);
+    softmax.weigh(scores, p.scale_log2);
     pin(scores);
     // The values of these weights. Waiting for them here is early enough for their product, and a loop, which the
     // compiler does not move the exponentials across: in one block it puts them off until after the next wait.
@@ -213,9 +213,6 @@ class PersistentRows {
       hide_ends<true>(scores, mask, row);
     else
       hide_ends<false>(scores, mask, row);
-  }
-  __device__ __forceinline__ void weigh(Scores& scores) {
-    softmax.weigh(scores, p.scale_log2);
   }
   __device__ __forceinline__ void end_softmax(float (&inverse)[1][2], const QueryTile& queries) {
     float log_sum_exp[1][2];
