@@ -19,7 +19,7 @@ check() { # NAME COMMAND...
 }
 
 build_and_check() {
-  local script=$1 rung=$2 built names name
+  local script=$1 rung=$2 built names name most=$((($(nproc) + 1) / 2))
   timeout 120 python3 reports/h100/ladder/hopper.py build "$rung" > "$folder/rungs.log" 2>&1 &
   built=$!
   timeout 120 python3 "$script" build "$folder/sources" > "$folder/build.log" 2>&1 || tail -n 30 "$folder/build.log"
@@ -30,7 +30,7 @@ build_and_check() {
   check "$rung" python3 reports/h100/ladder/hopper.py check "$rung" &
   mapfile -t names < <(python3 "$script" names)
   for name in "${names[@]}"; do
-    while (($(jobs -rp | wc -l) >= 5)); do wait -n; done
+    while (($(jobs -rp | wc -l) >= most)); do wait -n; done
     check "$name" python3 "$script" check "$folder/sources" "$name" &
   done
   wait
