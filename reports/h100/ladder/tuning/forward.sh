@@ -17,11 +17,9 @@ nvidia-smi --query-gpu=name,driver_version,clocks.sm,power.limit --format=csv,no
 build_and_check "$script" tiled-async | cut -c1-160
 [[ -z $unpacked ]] || wait "$unpacked" || tail -n 5 "$folder/pip.log"
 
-cat "$folder"/*.log > "$folder/checks.said"
-timeout -k 2 60 python3 "$script" time "$folder/sources" > "$folder/times.said" 2>&1 ||
-  { echo "timing failed:" && tail -n 12 "$folder/times.said" | cut -c1-160; }
+kept=${OUT:-$folder}
+cat "$folder"/*.log > "$kept/checks.log"
+timeout -k 2 60 python3 "$script" time "$folder/sources" > "$kept/times.log" 2>&1 ||
+  { echo "timing failed:" && tail -n 12 "$kept/times.log" | cut -c1-160; }
 seconds "timed"
-if [[ -n ${OUT:-} ]]; then
-  for part in checks times; do cp "$folder/$part.said" "$OUT/$part.log"; done
-fi
-awk '/^d[0-9]+, forward/ { shown = 1 } / us: / { shown = 0 } shown' "$folder/times.said" | cut -c1-160
+awk '/^d[0-9]+, forward/ { shown = 1 } / us: / { shown = 0 } shown' "$kept/times.log" | cut -c1-160
