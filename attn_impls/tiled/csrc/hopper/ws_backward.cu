@@ -27,14 +27,14 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor> ws_backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
                                                const Tensor& out, const Tensor& lse, std::optional<Tensor> dlse,
                                                double scale, int64_t low, int64_t high) {
-  return hopper_backward<WsBackward>(false, dout, q, k, v, out, lse, dlse, scale, low, high);
+  return hopper_backward(false, dout, q, k, v, out, lse, dlse, scale, low, high);
 }
 
 std::tuple<Tensor, Tensor, Tensor> ws_backward_deterministic(const Tensor& dout, const Tensor& q, const Tensor& k,
                                                              const Tensor& v, const Tensor& out, const Tensor& lse,
                                                              std::optional<Tensor> dlse, double scale, int64_t low,
                                                              int64_t high) {
-  return hopper_backward<WsBackward>(true, dout, q, k, v, out, lse, dlse, scale, low, high);
+  return hopper_backward(true, dout, q, k, v, out, lse, dlse, scale, low, high);
 }
 
 }  // namespace
