@@ -1,9 +1,9 @@
 // The 64 queries of a warpgroup, query tile after query tile, as one sequence of key tiles that has no gaps.
 //
-// As in attend_overlapped() of forward_rows.h the softmax of a key tile runs beside the product of the weights before
-// with their values. Here this holds across query tiles too: the last product of one runs beside the first softmax of
-// the next, and only then the one's output is written. Nothing waits for a first load, and the tensor cores have work
-// while the output is converted and stored.
+// Either softmax and product follow one another, or, as in attend_overlapped() of forward_rows.h, the softmax of a key
+// tile runs beside the product of the weights before with their values. Here this holds across query tiles too: the
+// last product of one runs beside the first softmax of the next, and only then the one's output is written. Nothing
+// waits for a first load, and the tensor cores have work while the output is converted and stored.
 #pragma once
 
 #include "../cuda/fragment_softmax.h"
