@@ -248,8 +248,8 @@ tiled_async = Implementation(
 def _hopper_rung(name: str, *, backward: bool) -> tuple[Family, Implementation]:
     """Return the family and the implementation of ``csrc/hopper/<name>_forward.cu``.
 
-    Those with a backward share that of ``csrc/hopper/ws_backward.cu``, which takes heads of up to 128 numbers; that of
-    ``tiled-async`` takes wider ones.
+    Those with a backward share that of ``csrc/hopper/ws_backward.cu``, in blocks that stay. It takes heads of up to 128
+    numbers; the backward of ``tiled-async`` takes wider ones.
     """
     family = Family(
         name,

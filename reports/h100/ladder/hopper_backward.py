@@ -1,22 +1,18 @@
 """A quick look at the backward of the Hopper rungs on the device that it is for, as ``hopper.py`` looks at the forward.
 
-``hopper_backward.sh`` beside this runs it: ``build RUNG``, or ``build candidates`` for other choices of tiles;
-``check MODE``, one process for each mode, because a kernel that traps takes its context along: ``default``,
-``deterministic`` or a candidate; ``far``, ``wide``; ``time NAME...``; and ``kernels NAME...``, which tells the time of
-each kernel of a call.
+``hopper_backward.sh`` beside this runs it: ``build RUNG``; ``check MODE``, one process for each mode, because a kernel
+that traps takes its context along: ``default``, ``deterministic``, ``far`` or ``wide``; ``time NAME...``; and ``kernels
+NAME...``, which tells the time of each kernel of a call.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import re
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 from hopper import CASES, TIMED, TOP_LEFT, tensor
@@ -24,7 +20,7 @@ from hopper import CASES, TIMED, TOP_LEFT, tensor
 from attn_impls import tiled
 from attn_impls.problem import CAUSAL, FULL, Direction, Mask, Problem
 from attn_impls.registry import discover
-from attn_impls.tiled import build, ops
+from attn_impls.tiled import ops
 from pytest_attn.perf import kineto
 
 Tensor = torch.Tensor
@@ -39,74 +35,17 @@ MORE = [
     (Problem(1, 2, 1, 130, 700, 64, "bf16", TOP_LEFT), "bshd"),
     (Problem(1, 2, 1, 700, 130, 128, "bf16", CAUSAL), "bshd"),
     (Problem(1, 1, 1, 600, 600, 64, "fp16", Mask("window", 0, 0)), "bshd"),
-    (Problem(9, 32, 32, 500, 512, 64, "bf16", CAUSAL), "bshd"),  # 36 MB of dQ's sums
+    (Problem(9, 32, 32, 500, 512, 64, "bf16", CAUSAL), "bshd"),  # nine tiles of keys for a multiprocessor
 ]
 BACKWARD_CASES = [*MORE, *((problem, layout) for problem, layout in CASES if problem.head_dim <= WIDEST)]
 ROUNDS, WARM = 7, 2
 LONGEST_TOLD = 1024  # of the lengths whose kernels are told one by one
 WAIT_CLOCKS = 400_000  # before a timed call, 0.2 ms in which the host gets ahead of the device
-# The last arguments of HopperKeyTiles; docs/kernel-notes-backward.md says what each should bring.
-CANDIDATES = {
-    "staggered": "true",
-    "staying": "false, true",
-    "early": "false, false, true",
-    "staying_early": "false, true, true",
-    "all_three": "true, true, true",
-    "parts": "false, false, true, 32 << 20",
-    "parts_staying": "false, true, true, 32 << 20",
-}
-SOURCE = """#include <torch/csrc/stable/library.h>
-
-#include "ws_backward.h"
-
-namespace attn {{
-template <int columns>
-struct Tiles_{name};
-template <>
-struct Tiles_{name}<64> : HopperKeyTiles<64, 2, 128, 2, true, {more}> {{}};
-template <>
-struct Tiles_{name}<128> : HopperKeyTiles<128, 2, 64, 2, false, {more}> {{}};
-
-static std::tuple<Tensor, Tensor, Tensor> {name}(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
-                                                 const Tensor& out, const Tensor& lse, std::optional<Tensor> dlse,
-                                                 double scale, int64_t low, int64_t high) {{
-  return hopper_backward<Tiles_{name}>(false, dout, q, k, v, out, lse, dlse, scale, low, high);
-}}
-}}  // namespace attn
-STABLE_TORCH_LIBRARY_FRAGMENT(attn_tuning, library) {{
-  library.def("{name}(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? dlse, float scale, "
-              "int low, int high) -> (Tensor dq, Tensor dk, Tensor dv)");
-}}
-STABLE_TORCH_LIBRARY_IMPL(attn_tuning, CUDA, library) {{
-  library.impl("{name}", TORCH_BOX(&attn::{name}));
-}}
-"""
-
-
-def candidates() -> build.Extension:
-    """Return the library of the candidates, whose sources it writes beside where libraries are built."""
-    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR", tempfile.gettempdir())) / "backward_candidates"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, more in CANDIDATES.items():
-        source, text = folder / f"{name}.cu", SOURCE.format(name=name, more=more)
-        if not source.exists() or source.read_text() != text:  # other processes may be reading it
-            source.write_text(text)
-    ladder = tiled.WS.extension
-    return build.Extension(
-        "attn_tuning_hopper_backward",
-        sources=tuple(folder / f"{name}.cu" for name in CANDIDATES),
-        folders=ladder.folders,
-        cuda_cflags=(*ladder.cuda_cflags, f"-I{build.CSRC / 'hopper'}"),
-        architecture=ladder.architecture,
-    )
 
 
 def operator_of(mode: str) -> Operator:
-    """Return the backward operator of ``default``, ``deterministic`` or a candidate."""
+    """Return the backward operator of ``default`` or ``deterministic``."""
     ops.load(tiled.WS)
-    if mode in CANDIDATES:
-        build.load(candidates())
-        return getattr(torch.ops.attn_tuning, mode)
     return getattr(torch.ops.attn_tiled, tiled.WS.backward_names[mode == "deterministic"])
 
 
@@ -287,29 +226,22 @@ def check_wide() -> int:
 class Timed:
     """The backward of ``names``, each on the same tensors, to be called as often as one likes.
 
-    Candidates are called past autograd, as is ``default``, the rung that they are to be compared with. ``tiled-ws!`` is
-    ``tiled-ws`` in deterministic mode.
+    ``tiled-ws!`` is ``tiled-ws`` in deterministic mode.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        self._direct = {name: operator_of(name) for name in names if name in ("default", *CANDIDATES)}
-        self._autograd = {name: discover()[name.removesuffix("!")] for name in names if name not in self._direct}
+        self._attentions = {name: discover()[name.removesuffix("!")] for name in names}
         torch.utils.deterministic.fill_uninitialized_memory = False
 
     def calls(self, problem: Problem) -> dict[str, Callable[[], object]]:
         """Return one call for each name; who calls one in deterministic mode turns that on before it."""
         qkv = [tensor(problem.batch, problem.heads, problem.q_len, problem, "bshd") for _ in range(3)]
         dout = tensor(problem.batch, problem.heads, problem.q_len, problem, "bshd")
-        calls: dict[str, Callable[[], object]] = {}
-        if self._direct:
-            out, lse = tiled.tiled_ws(*qkv, problem, return_lse=True)
-            rest = (None, problem.softmax_scale, *ops.diagonals(problem.mask, problem.q_len, problem.kv_len))
-            for name, operator in self._direct.items():
-                calls[name] = partial(operator, dout, *qkv, out, lse, *rest)
-        leaves = [x.detach().requires_grad_() for x in qkv]
-        for name, attention in self._autograd.items():
-            calls[name] = partial(torch.autograd.grad, attention(*leaves, problem), leaves, dout, retain_graph=True)
-        return calls
+        leaves = [x.requires_grad_() for x in qkv]
+        return {
+            name: partial(torch.autograd.grad, attention(*leaves, problem), leaves, dout, retain_graph=True)
+            for name, attention in self._attentions.items()
+        }
 
 
 def measure(names: list[str]) -> int:
@@ -351,11 +283,7 @@ def measure(names: list[str]) -> int:
 
 
 def kernel_times(names: list[str]) -> int:
-    """Print the median time of each kernel of a call, at short lengths, and that from the first to the last.
-
-    Kernels that start before those before them have ended wait inside of their own time: the times of such a call add
-    up to more than it takes.
-    """
+    """Print the median time of each kernel of a call, at short lengths, and that from the first to the last."""
     timed = Timed(names)
     flush = kineto.Flush(torch.device("cuda"))
     for problem in TIMED:
@@ -395,10 +323,7 @@ def short_name(kernel: str) -> str:
 def main(arguments: list[str]) -> int:
     what, *names = arguments
     if what == "build":
-        if names == ["candidates"]:
-            build.load(candidates())
-        else:
-            ops.load(tiled.ASYNC if names == ["tiled-async"] else tiled.WS)
+        ops.load(tiled.ASYNC if names == ["tiled-async"] else tiled.WS)
         return 0
     torch._C._set_print_stack_traces_on_fatal_signal(True)  # of C++, in case of a fault that Python cannot catch
     if what in ("time", "kernels"):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A first look at the backward of the Hopper rungs, on an H100 from the root of a checkout, in about two minutes:
+# A look at the backward of the Hopper rungs, on an H100 from the root of a checkout, in about one and a half minutes:
 # reports/h100/ladder/hopper_backward.sh. Every kernel runs in a process of its own under a time limit, as one that
 # waits for ever would take the rest along. What is right is counted, and what is wrong is told.
 set -uo pipefail
@@ -51,7 +51,6 @@ timeout 90 nvcc -std=c++20 -O2 -gencode arch=compute_90a,code=sm_90a -Iattn_impl
   tests/tool/hopper/probe.cu -o "$folder/probe" > "$folder/probe.log" 2>&1 &
 probe=$!
 start 120 0 rungs build tiled-ws
-start 120 10 built build candidates
 start 140 10 async build tiled-async
 
 wait "$probe" || tail -n 20 "$folder/probe.log"
@@ -77,27 +76,14 @@ for mode in default deterministic far; do
   checked "$mode"
 done
 seconds "rungs checked"
-finish built
-seconds "candidates built"
-modes=(staggered early staying staying_early all_three parts parts_staying)
-for mode in "${modes[@]}"; do
-  start 60 0 "$mode" check "$mode"
-done
-good=()
-for mode in "${modes[@]}"; do
-  checked "$mode" && good+=("$mode")
-done
-seconds "candidates checked"
 finish async
 start 40 0 wide wide
 checked wide
 seconds "tiled-async built and checked"
 
-start 40 0 kernels kernels default sdpa-cudnn
+start 40 0 kernels kernels tiled-ws sdpa-cudnn
 finish kernels
 grep -E '^d[0-9]+ ' "$folder/kernels.log" | cut -c1-158
 seconds "kernels told"
 timed peers tiled-ws tiled-async sdpa-cudnn tiled-ws!
 seconds "timed beside peers"
-timed candidates default "${good[@]}"
-seconds "candidates timed"

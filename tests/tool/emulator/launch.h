@@ -5,10 +5,8 @@
 
 namespace attn {
 
-enum class Start { kInTurn, kEarly };
-
 template <typename... Args>
-void launch(const Tensor&, Start, int64_t blocks, dim3 threads, int64_t bytes, void (*kernel)(Args...), Args... args) {
+void launch(const Tensor&, int64_t blocks, dim3 threads, int64_t bytes, void (*kernel)(Args...), Args... args) {
   STD_TORCH_CHECK(threads.x % emulator::kLanes == 0 && threads.x <= emulator::kMostThreads && threads.y == 1);
   STD_TORCH_CHECK(bytes <= emulator::kSharedBytes, "a block needs ", bytes, " bytes of shared memory");
   emulator::failure.clear();
@@ -19,10 +17,6 @@ void launch(const Tensor&, Start, int64_t blocks, dim3 threads, int64_t bytes, v
     emulator::run_block(static_cast<int>(threads.x), bytes);
   }
   STD_TORCH_CHECK(emulator::failure.empty(), emulator::failure);
-}
-template <typename... Args>
-void launch(const Tensor& on, int64_t blocks, dim3 threads, int64_t bytes, void (*kernel)(Args...), Args... args) {
-  launch(on, Start::kInTurn, blocks, threads, bytes, kernel, args...);
 }
 
 template <typename Body>

@@ -764,71 +764,6 @@ void check_exchange() {
   if (wrong) bad(std::to_string(wrong) + " wrong");
 }
 
-// ---- kernels that start early ---------------------------------------------------------------------------------------
-
-// The three of a backward: the first writes what TMA in the second reads and adds to, the third reads that.
-__global__ void early_first_kernel(float* numbers, float* sums, int turn) {
-  let_kernel_after_start();
-  __nanosleep(5000);
-  const int i = blockIdx.x * 32 + threadIdx.x;
-  numbers[i] = float(i + turn);
-  sums[i] = 1.0f;
-}
-__global__ void early_second_kernel(const float* numbers, float* sums) {
-  const uint32_t start = shared_memory_start(), barrier = start + 128;
-  if (threadIdx.x == 0) {
-    make_barrier(barrier, 1);
-    publish_barriers();
-  }
-  __syncthreads();
-  wait_for_kernel_before();
-  let_kernel_after_start();
-  if (threadIdx.x == 0) {
-    arrive_and_expect(barrier, 128);
-    start_run_load(start, numbers + blockIdx.x * 32, 128, barrier);
-    wait_for_phase(barrier, 0);
-    __nanosleep(3000);
-    start_run_addition(sums + blockIdx.x * 32, start, 128);
-    wait_for_additions_to_read();
-  }
-}
-__global__ void early_third_kernel(const float* sums, float* result) {
-  wait_for_kernel_before();
-  const int i = blockIdx.x * 32 + threadIdx.x;
-  result[i] = 2 * sums[i];
-}
-
-void check_early_start() {
-  constexpr int kBlocks = 500, kCount = kBlocks * 32;
-  OnDevice<float> numbers(kCount), sums(kCount), result(kCount);
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(kBlocks);
-  config.blockDim = dim3(32);
-  config.dynamicSmemBytes = 256;
-  for (int turn = 0; turn < 20; ++turn) {
-    config.attrs = &early;
-    config.numAttrs = 0;
-    must(cudaLaunchKernelEx(&config, early_first_kernel, numbers.at, sums.at, turn), "the first launch");
-    config.numAttrs = 1;
-    must(cudaLaunchKernelEx(&config, early_second_kernel, static_cast<const float*>(numbers.at), sums.at),
-         "the second launch");
-    must(cudaLaunchKernelEx(&config, early_third_kernel, static_cast<const float*>(sums.at), result.at),
-         "the third launch");
-    must(cudaDeviceSynchronize(), "kernel");
-    int wrong = 0;
-    for (int i = 0; i < kCount; ++i) {
-      const float want = 2.0f * float(i + turn + 1);
-      if (result[i] != want && ++wrong <= 2) {
-        bad("turn " + std::to_string(turn) + ", result " + std::to_string(i) + " is " + std::to_string(result[i]));
-      }
-    }
-    if (wrong) return bad(std::to_string(wrong) + " wrong");
-  }
-}
-
 // ---- speed ----------------------------------------------------------------------------------------------------------
 
 // Every multiprocessor, `groups` warpgroups: products of both kinds that the kernels use, on whatever lies in memory.
@@ -916,7 +851,6 @@ const std::map<std::string, std::function<void()>> checks = {
        check_matrices<128>();
      }},
     {"exchange", check_exchange},
-    {"early_start", check_early_start},
     {"wgmma_transposed_a", [] { check_transposed<bf16, 8>(); }},
     {"wgmma_transposed_a_fp16", [] { check_transposed<__half, 4>(); }},
     {"wgmma_lower_half_along", check_lower_half<false>},

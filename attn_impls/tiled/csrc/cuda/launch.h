@@ -46,13 +46,9 @@ inline void allow_shared_memory(const void* kernel, int32_t device, int64_t byte
 
 }  // namespace
 
-// Whether a kernel starts when those before it in its stream have ended, or as soon as the one before lets it, which it
-// then has to wait for itself.
-enum class Start { kInTurn, kEarly };
-
 // Queue kernel(args...) with `blocks` thread blocks on the current stream of the device of `on`; waits for nothing.
 template <typename... Args>
-void launch(const Tensor& on, Start start, int64_t blocks, dim3 threads, int64_t shared_bytes, void (*kernel)(Args...),
+void launch(const Tensor& on, int64_t blocks, dim3 threads, int64_t shared_bytes, void (*kernel)(Args...),
             Args... args) {
   if (blocks == 0) return;  // an empty batch; CUDA refuses an empty grid
   STD_TORCH_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "the problem needs ", blocks,
@@ -67,17 +63,7 @@ void launch(const Tensor& on, Start start, int64_t blocks, dim3 threads, int64_t
     allow_shared_memory(reinterpret_cast<const void*>(kernel), device, shared_bytes);
   }
   config.stream = current_stream(device);
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &early;
-  config.numAttrs = start == Start::kEarly ? 1 : 0;
   check_cuda(cudaLaunchKernelEx(&config, kernel, std::move(args)...), "the kernel launch");
-}
-template <typename... Args>
-void launch(const Tensor& on, int64_t blocks, dim3 threads, int64_t shared_bytes, void (*kernel)(Args...),
-            Args... args) {
-  launch(on, Start::kInTurn, blocks, threads, shared_bytes, kernel, std::move(args)...);
 }
 
 // Call body(T{}) with the CUDA type of the elements of `tensor`, which check_inputs has checked.

@@ -1,4 +1,5 @@
-// A block of the Hopper backward: its keys, the queries that it visits, its shared memory and its copies.
+// A block of the Hopper backward: the keys that it takes up one tile after the other, the queries that it visits, its
+// shared memory and its copies.
 #pragma once
 
 #include "../cuda/params.h"
@@ -11,16 +12,16 @@
 
 namespace attn {
 
-// The maps' boxes: Q and dO a tile of queries, K and V all keys of a block, dK and dV the 16 rows of a warp. The rest
-// is as in BackwardParams, `padded` being a multiple of a tile's queries.
+// The maps' boxes: Q and dO a tile of queries, K and V a tile of keys. The rest is as in BackwardParams, `padded` being
+// a multiple of a tile's queries.
 template <typename T>
 struct HopperBackwardParams {
-  CUtensorMap q, k, v, dout, to_dk, to_dv;
+  CUtensorMap q, k, v, dout;
   View<T> dk, dv;
   Shape shape;
   const float *lse_log2, *delta;
   float* dq_sum;
-  int* fetched;  // how many tiles of keys blocks that stay have taken up
+  int* fetched;  // how many tiles of keys have been taken up
   int* added;    // [batch, heads, tiles of queries]: the warps that have added to dQ, or null where any order will do
   int padded;
   float scale, scale_log2;
@@ -33,8 +34,7 @@ struct Visit {
 };
 
 // Shared memory, from a multiple of 1024 bytes on: K, V, a ring of Q tiles, a ring of dO tiles, two dS, the dQ of each
-// warp, the rows' numbers of both rings, barriers, a note of which keys these are. dK and dV take the place of K and V
-// at the end, unless the next K and V are to come there meanwhile.
+// warp, the rows' numbers of both rings, barriers, a note of which keys these are.
 template <typename T, typename Tiles>
 struct BackwardBlock {
   static constexpr int kStages = Tiles::kStages, kWarps = Tiles::kWarpgroups * kWarpgroup / kWarp;
@@ -55,8 +55,7 @@ struct BackwardBlock {
   const HopperBackwardParams<T>& p;
   uint32_t start;
   int batch, kv_head, key_tile, k0, k1;
-  TileRange tiles, plain;  // of queries that see some key of the block, and all of them
-  int start_tile;          // the first that is visited of each head, and after the last the first
+  TileRange tiles, plain;  // of queries that see some of these keys, and all of them
   int end;                 // the first head that is not visited
 
   __device__ explicit BackwardBlock(const HopperBackwardParams<T>& params) : p(params), start(shared_memory_start()) {}
@@ -85,10 +84,11 @@ struct BackwardBlock {
   }
 
   // for (Visit at = first(); at.head < end; advance(at))
-  __device__ Visit first() const { return {kv_head * static_cast<int>(p.shape.group()), start_tile}; }
+  __device__ Visit first() const { return {kv_head * static_cast<int>(p.shape.group()), tiles.first}; }
   __device__ void advance(Visit& at) const {
-    if (++at.tile == tiles.last) at.tile = tiles.first;
-    if (at.tile == start_tile) ++at.head;
+    if (++at.tile < tiles.last) return;
+    at.tile = tiles.first;
+    ++at.head;
   }
   // Of a visit's first query among the padded rows of all heads. No memory holds the sums of 2^31 rows.
   __device__ int padded_row(Visit at) const {
@@ -120,40 +120,33 @@ struct BackwardBlock {
     __syncthreads();
   }
 
-  // By one thread, as is what it calls: everything that the block reads, as far ahead as there is place.
+  // By one thread, as is what it calls: everything that the block reads, as far ahead as there is place. Keys are
+  // fetched in the order of their numbers, so that those that others wait for are being worked at. There is time for
+  // it, and place for the first queries: those before still have queries to visit.
   __device__ void load() {
     Turn turn;
-    if constexpr (!Tiles::kStays) {
-      take(static_cast<int>(blockIdx.x));
-      load_keys();
-      for (Visit at = first(); at.head < end; advance(at)) load_visit(at, turn);
-    } else {
-      // Keys are fetched in the order of their numbers, so that those that others wait for are being worked at. There
-      // is time for it, and place for the first queries: those before still have queries to visit.
-      store_shared(note(), 1);
-      while (true) {
-        const int index = atomicAdd(p.fetched, 1);
-        if (index >= count()) break;
-        take(index);
-        Visit at = first();
-        if (at.head < end) {
-          load_visit(at, turn);
-          advance(at);
-        }
-        const uint32_t parity = wait_for_note();
-        store_shared(note(), uint4{1 + (parity ^ 1), static_cast<uint32_t>(batch), static_cast<uint32_t>(kv_head),
-                                   static_cast<uint32_t>(key_tile)});
-        load_keys();
-        for (; at.head < end; advance(at)) load_visit(at, turn);
+    store_shared(note(), 1);
+    while (true) {
+      const int index = atomicAdd(p.fetched, 1);
+      if (index >= count()) break;
+      take(index);
+      Visit at = first();
+      if (at.head < end) {
+        load_visit(at, turn);
+        advance(at);
       }
-      wait_for_note();
-      store_shared(note(), 0);
-      arrive(kv_full());
+      const uint32_t parity = wait_for_note();
+      store_shared(note(), uint4{1 + (parity ^ 1), static_cast<uint32_t>(batch), static_cast<uint32_t>(kv_head),
+                                 static_cast<uint32_t>(key_tile)});
+      load_keys();
+      for (; at.head < end; advance(at)) load_visit(at, turn);
     }
+    wait_for_note();
+    store_shared(note(), 0);
+    arrive(kv_full());
   }
 
-  // The reading warps of a block that stays: wait for the keys of this phase and take them up, or return that there are
-  // none.
+  // The reading warps: wait for the keys of this phase and take them up, or return that there are none.
   __device__ bool next_keys(uint32_t parity) {
     wait_for_phase(kv_full(), parity);
     const uint4 words = load_shared_16_bytes(note());
@@ -190,10 +183,6 @@ struct BackwardBlock {
     const int kv_len = static_cast<int>(p.shape.kv_len), q_len = static_cast<int>(p.shape.q_len);
     tiles = query_tiles(p.band, k0, k1, q_len, Tiles::kQueries);
     plain = k0 + Tiles::kKeys > kv_len ? TileRange{0, 0} : plain_query_tiles(p.band, k0, k1, q_len, Tiles::kQueries);
-    start_tile = tiles.first;
-    if (Tiles::kStaggered && p.added == nullptr && tiles.first < tiles.last) {
-      start_tile += key_tile % (tiles.last - tiles.first);
-    }
     end = tiles.first < tiles.last ? (kv_head + 1) * static_cast<int>(p.shape.group()) : 0;
   }
 

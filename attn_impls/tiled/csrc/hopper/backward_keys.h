@@ -22,24 +22,15 @@ class BackwardKeys {
   __device__ __forceinline__ BackwardKeys(Block& given, int group)
       : block(given), number(group), warp(static_cast<int>(threadIdx.x) / kWarp % (kWarpgroup / kWarp)) {}
 
-  // All keys of the block. Where others follow, their copies are under way while dK and dV are written, and the other
+  // All keys that the block takes up. The copies of the next are under way while dK and dV are written, and the other
   // warpgroup may be at work on them.
   __device__ __forceinline__ void compute() {
-    if constexpr (!Tiles::kStays) {
-      block.take(static_cast<int>(blockIdx.x));
-      wait_for_phase(block.kv_full(), 0);
+    for (uint32_t parity = 0; block.next_keys(parity);) {
       begin();
       visit_queries();
+      parity = block.release_keys();
       end_additions();
-      store();
-    } else {
-      for (uint32_t parity = 0; block.next_keys(parity);) {
-        begin();
-        visit_queries();
-        parity = block.release_keys();
-        end_additions();
-        write();
-      }
+      write();
     }
   }
 
@@ -72,7 +63,7 @@ class BackwardKeys {
     Factor weights, rounded;
     if constexpr (!Tiles::kRegistersToSpare) {
       for (; at.head < block.end; block.advance(at)) {
-        if constexpr (Tiles::kStays) turn.stage = one_for_warp(turn.stage);
+        turn.stage = one_for_warp(turn.stage);
         start_tile(scores);
         take_tile(scores, weights, rounded, at);
         finish_tile<false>(scores, rounded, at);
@@ -257,7 +248,7 @@ class BackwardKeys {
     __syncwarp();
   }
 
-  // Write dK and dV from the registers.
+  // Write dK and dV straight from the registers: the next keys are on their way to the places of K and V.
   __device__ __forceinline__ void write() const {
     const HopperBackwardParams<T>& p = block.p;
     const int row = block.k0 + own_warp() * kPiece;
@@ -266,28 +257,6 @@ class BackwardKeys {
     write_rows(dv, one, p.dv, block.batch, block.kv_head, row, block.k1, head_dim);
     write_rows(dk, scale, p.dk, block.batch, block.kv_head, row, block.k1, head_dim);
   }
-  // Write dK and dV by way of the places of K and V.
-  __device__ __forceinline__ void store() const {
-    const HopperBackwardParams<T>& p = block.p;
-    const int row = number * kWarpgroupRows + warp * kPiece;
-    named_barrier<1>(Tiles::kWarpgroups * kWarpgroup);  // all are done with K
-    const float one[1][2] = {{1.0f, 1.0f}}, scale[1][2] = {{p.scale, p.scale}};
-    store_rounded<T, Kv>(dv, one, block.v(), row);
-    store_rounded<T, Kv>(dk, scale, block.k(), row);
-    publish_stores();
-    __syncwarp();
-    if (threadIdx.x % kWarp != 0 || block.k0 + row >= block.k1) return;
-#pragma unroll
-    for (int slab = 0; slab < Kv::kCount; ++slab) {
-      if (slab * kSlabColumns >= p.shape.head_dim) break;
-      const BoxAt box{slab * kSlabColumns, block.k0 + row, block.kv_head, block.batch};
-      const int inside = slab * Kv::kSlabBytes + row * kSlabRowBytes;
-      start_store(p.to_dv, box, block.v() + inside);
-      start_store(p.to_dk, box, block.k() + inside);
-    }
-    wait_for_stores_to_read();
-  }
-
   // The warpgroup's K or V as a left factor.
   __device__ __forceinline__ auto own_rows(uint32_t tile) const {
     if constexpr (Tiles::kRegistersToSpare)

@@ -11,18 +11,12 @@ namespace attn {
 
 // For heads of up to `columns` numbers: warpgroups that compute; queries a tile; tiles of Q, and of dO, in flight or in
 // use; whether the registers suffice for K and V, which are read from shared memory less often then, and for the next
-// tile's scores beside dQ; whether blocks of a head begin at different tiles, so as not to add to the same dQ at a
-// time; whether a block stays and takes up other keys when it is done with its own; whether a kernel's blocks are
-// started while the kernel before it ends; how many bytes of dQ's sums the three kernels have before they start anew
-// with the batches that follow, which fit the L2 cache then, or 0 for all.
-template <int columns, int warpgroups, int queries, int stages, bool registers_to_spare, bool staggered = false,
-          bool stays = false, bool early = false, int64_t bytes_at_a_time = 0>
+// tile's scores beside dQ.
+template <int columns, int warpgroups, int queries, int stages, bool registers_to_spare>
 struct HopperKeyTiles {
   static constexpr int kColumns = columns, kWarpgroups = warpgroups, kKeys = warpgroups * kWarpgroupRows;
   static constexpr int kQueries = queries, kStages = stages;
-  static constexpr bool kRegistersToSpare = registers_to_spare, kStaggered = staggered;
-  static constexpr bool kStays = stays, kEarly = early;
-  static constexpr int64_t kBytesAtATime = bytes_at_a_time;
+  static constexpr bool kRegistersToSpare = registers_to_spare;
 };
 
 constexpr int kMostHopperBackwardColumns = 128;  // 64 keys of dK and dV, wider, are more than a warpgroup's registers
@@ -30,8 +24,8 @@ constexpr int kMostHopperBackwardColumns = 128;  // 64 keys of dK and dV, wider,
 template <int columns>
 struct WsBackward;
 template <>
-struct WsBackward<64> : HopperKeyTiles<64, 2, 128, 2, true, false, true> {};
+struct WsBackward<64> : HopperKeyTiles<64, 2, 128, 2, true> {};
 template <>
-struct WsBackward<128> : HopperKeyTiles<128, 2, 64, 2, false, false, true> {};
+struct WsBackward<128> : HopperKeyTiles<128, 2, 64, 2, false> {};
 
 }  // namespace attn

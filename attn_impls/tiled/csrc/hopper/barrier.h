@@ -56,26 +56,11 @@ template <int number>
 __device__ inline void named_barrier(int threads) {
   asm volatile("bar.sync %0, %1;" ::"n"(number), "r"(threads) : "memory");
 }
-// Count among its threads without waiting for them.
-template <int number>
-__device__ inline void arrive_at_named_barrier(int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"n"(number), "r"(threads) : "memory");
-}
 
 // Ordinary stores to shared memory before this are seen by what reads it past the threads' own path: TMA and
 // wgmma. Of every thread that stored, before the barrier that tells the reader.
 __device__ inline void publish_stores() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-// Of a kernel that may be started before the kernel before it has ended (launch.h, Start::kEarly): wait until that one
-// has, and all it wrote can be read, by TMA too. Nothing happens where it was started in turn.
-__device__ inline void wait_for_kernel_before() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-// The kernel after this one may be started when every block has called this or ended, and there is room for it.
-__device__ inline void let_kernel_after_start() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
 // Give back registers beyond `registers` a thread, or wait until as many are free. All warps of a warpgroup call it.

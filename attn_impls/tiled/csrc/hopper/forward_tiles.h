@@ -47,13 +47,12 @@ template <>
 struct OverlapForward<256> : HopperTiles<256, 2, 80, 2, 1> {};
 
 // For blocks that compute many query tiles: places for queries, 2 where the next are to arrive before the last use of
-// those before; whether warpgroups take turns; whether a softmax runs beside the product before, which needs registers
-// for scores and weights at once; and whether the steps within a query tile are a loop of their own.
-template <int columns, int warpgroups, int keys, int stages, int q_stages, bool turns, bool overlaps = true,
-          bool inner = false>
+// those before; whether a softmax runs beside the product before, which needs registers for scores and weights at
+// once; and whether the steps within a query tile are a loop of their own.
+template <int columns, int warpgroups, int keys, int stages, int q_stages, bool overlaps = true, bool inner = false>
 struct PersistentTiles : HopperTiles<columns, warpgroups, keys, stages, 1> {
   static constexpr int kQStages = q_stages;
-  static constexpr bool kTurns = turns, kOverlaps = overlaps, kInner = inner;
+  static constexpr bool kOverlaps = overlaps, kInner = inner;
 };
 
 // Of tiled-hopper: the tiles whose steps take least, and those that compute fewest scores that nobody needs. At head
@@ -64,17 +63,17 @@ template <int columns>
 struct HopperForward;
 template <>
 struct HopperForward<64> {
-  using Quick = PersistentTiles<64, 3, 128, 4, 2, false, true, true>;
-  using Sparing = PersistentTiles<64, 3, 128, 4, 2, false, false>;
+  using Quick = PersistentTiles<64, 3, 128, 4, 2, true, true>;
+  using Sparing = PersistentTiles<64, 3, 128, 4, 2, false>;
 };
 template <>
 struct HopperForward<128> {
-  using Quick = PersistentTiles<128, 3, 128, 2, 2, false, false>;
+  using Quick = PersistentTiles<128, 3, 128, 2, 2, false>;
   using Sparing = Quick;
 };
 template <>
 struct HopperForward<256> {
-  using Quick = PersistentTiles<256, 2, 80, 2, 1, false>;
+  using Quick = PersistentTiles<256, 2, 80, 2, 1>;
   using Sparing = Quick;
 };
 

@@ -1,16 +1,19 @@
 // tiled-hopper: blocks that stay, and query tiles that follow each other without a gap.
 //
 // What:  as tiled-overlap, but there are as many blocks as multiprocessors, and each computes many query tiles: the
-//        copies for the next run ahead while one is computed, its first scores are computed beside the last product of
-//        the one before, and its output goes from registers to global memory while the tensor cores are at work. Under
-//        a mask the longest tiles come first, and a block fetches the next one when it begins with the last keys of the
-//        one before. Tiles are chosen by head dim, mask and size.
+//        copies for the next run ahead while one is computed, and its output goes from registers to global memory while
+//        the tensor cores are at work. At head dim 64 and 256 its first scores are computed beside the last product of
+//        the one before. At 128, and at 64 where tiles for that would compute many scores that nobody needs, softmax
+//        and product do not overlap: three warpgroups fill each other's gaps, and each leaves out what its own queries
+//        see nothing of. Under a mask the longest tiles come first, and a block fetches the next one when it begins
+//        with the last keys of the one before.
 // Why:   a query tile of 1024 keys takes some 15 us, of which tiled-overlap spends 2 to 3 waiting: for barriers, for
 //        its first copies, for a first product that nothing runs beside, and for its output. Under a causal mask blocks
 //        differ in length by the number of their tiles, and the last to finish is waited for.
-// Gave:  measured on an H100 before tiles and order were chosen by it: at length 512 21 % at head dim 64 and 9 % at
-//        128, under a causal mask 38 and 16 %; at 16384 it lost 4 and 2 %, causal 7 and 13 %, by the order in which
-//        tiles were fetched (docs/kernel-notes.md).
+// Gave:  of what tiled-overlap does on an H100, at length 2048 to 16384: head dim 64 105 to 118 %, causal 105 to 112 %;
+//        head dim 128 104 to 113 %, causal 104 to 116 %; head dim 256 101 to 107 %, causal 101 to 115 %. These are the
+//        tiles of each shape timed by themselves; the operator that chooses among them has not been timed since
+//        (docs/kernel-notes.md).
 // Limit: at head dim 64 exponentials, at 128 the power that the chip may draw.
 #include <algorithm>
 #include <type_traits>
@@ -21,7 +24,9 @@
 namespace attn {
 namespace {
 
-constexpr int kRounds = 2;              // in one of which a block has a long tile, and in the other a short one
+// In one of them a block has a long tile, and in the other a short one. Four and one are within the noise but for head
+// dim 128, where four gain 2 % at length 8192 and lose 11 % at 512, and one loses 2 to 4 % from 4096 on.
+constexpr int kRounds = 2;
 constexpr double kMostNeedless = 1.07;  // as many scores, against tiles that spare them, as their quicker steps make up
 
 // How many scores are computed for a head. Where softmax and product do not overlap, every warpgroup looks after its

@@ -1,13 +1,12 @@
 // The 64 queries of a warpgroup, query tile after query tile, as one sequence of key tiles that has no gaps.
 //
-// As in attend_overlapped() of forward_rows.h the softmax of a key tile runs beside the product of the weights before
-// with their values. Here this holds across query tiles too: the last product of one runs beside the first softmax of
-// the next, and only then the one's output is written. Nothing waits for a first load, and the tensor cores have work
-// while the output is converted and stored.
+// Either softmax and product follow one another, or, as in attend_overlapped() of forward_rows.h, the softmax of a key
+// tile runs beside the product of the weights before with their values. Here this holds across query tiles too: the
+// last product of one runs beside the first softmax of the next, and only then the one's output is written. Nothing
+// waits for a first load, and the tensor cores have work while the output is converted and stored.
 #pragma once
 
 #include "../cuda/fragment_softmax.h"
-#include "choice.h"
 #include "persistent_block.h"
 #include "wgmma.h"
 #include "write_rows.h"
@@ -63,7 +62,6 @@ class PersistentRows {
   }
 
   __device__ __forceinline__ void attend_overlapped() {
-    pass_turn_on(Tiles::kWarpgroups - 1);  // the first warpgroup begins
     if (!next_work()) return;
     Weights weights;
     {
@@ -115,7 +113,6 @@ class PersistentRows {
     float inverse[1][2];
     end_softmax(inverse, work.queries);
     write(inverse, work.queries);
-    if (number == 0) wait_for_turn();  // what the last warpgroup passed on, so that no barrier is left half full
   }
 
  private:
@@ -132,10 +129,8 @@ class PersistentRows {
                                        float (&inverse)[1][2], float (&factor)[1][2]) {
     Scores scores;
     block.k_ring().wait_until_full(turn);
-    wait_for_turn();
     start_scores(scores);
     start_output(weights, before);
-    pass_turn_on(number);
     wait_for_products<1>();
     pin(scores);
     release_keys();
@@ -224,24 +219,6 @@ class PersistentRows {
   __device__ __forceinline__ void write(const float (&inverse)[1][2], const QueryTile& queries) const {
     write_rows(out, inverse, p.out, queries.batch, queries.head, queries.q0 + row, queries.q1,
                static_cast<int>(p.shape.head_dim));
-  }
-
-  // Taking turns ("ping-pong"): a warpgroup starts its products when the warpgroup before has started its own, so that
-  // they are at different places of the loop and one's exponentials are under the other's products. All warpgroups make
-  // the same number of steps.
-  __device__ __forceinline__ void wait_for_turn() const {
-    if constexpr (Tiles::kTurns) {
-      with_one_of<Tiles::kWarpgroups>(number, [](auto i) { named_barrier<1 + decltype(i)::value>(2 * kWarpgroup); });
-    }
-  }
-  __device__ __forceinline__ void pass_turn_on(int by) const {
-    if constexpr (Tiles::kTurns) {
-      if (number != by) return;
-      with_one_of<Tiles::kWarpgroups>(number, [](auto i) {
-        constexpr int kNext = (decltype(i)::value + 1) % Tiles::kWarpgroups;
-        arrive_at_named_barrier<1 + kNext>(2 * kWarpgroup);
-      });
-    }
   }
 
   const Block& block;

@@ -26,7 +26,6 @@ __device__ inline int block_from_the_end() {
 }
 template <typename T, int columns>
 __global__ void __launch_bounds__(kElementwiseThreads) ws_backward_prepare_kernel(BackwardParams<T> p, Zeros zeros) {
-  let_kernel_after_start();
   const int block = block_from_the_end(), thread = static_cast<int>(threadIdx.x);
   float4* const sums = reinterpret_cast<float4*>(p.dq_sum) + static_cast<int64_t>(block) * (kRowsABlock * columns / 4);
 #pragma unroll
@@ -37,7 +36,6 @@ __global__ void __launch_bounds__(kElementwiseThreads) ws_backward_prepare_kerne
 }
 template <typename T, int columns>
 __global__ void __launch_bounds__(kElementwiseThreads) ws_backward_convert_kernel(BackwardParams<T> p) {
-  wait_for_kernel_before();
   convert_dq<T, columns>(p, block_from_the_end());
 }
 
@@ -47,8 +45,6 @@ __global__ void __launch_bounds__(kSpecialisedThreads<Tiles>, 1)
   using Shares = Registers<Tiles::kWarpgroups>;
   BackwardBlock<T, Tiles> block(p);
   block.make_barriers();
-  wait_for_kernel_before();
-  let_kernel_after_start();
   const int group = warpgroup();
   if (group == 0) {
     shrink_registers<Shares::kCopying>();
@@ -66,38 +62,28 @@ void with_key_columns(int64_t head_dim, const Body& body) {
   return body(Constant<kMostHopperBackwardColumns>{});
 }
 
-// Batches [first, first + count), of all of `batches`.
-inline Tensor batches_of(const Tensor& tensor, int64_t first, int64_t count, int64_t batches) {
-  if (count == batches) return tensor;
-  Tensor whole = tensor;
-  return torch::stable::narrow(whole, 0, first, count);
-}
-
 // `params` and `hopper` agree.
 template <typename T, typename Tiles>
 void launch_ws_backward(const Tensor& on, const BackwardParams<T>& params, const HopperBackwardParams<T>& hopper,
                         const Zeros& zeros) {
-  constexpr Start kNext = Tiles::kEarly ? Start::kEarly : Start::kInTurn;
   const Shape& shape = params.shape;
   const int64_t rows = shape.batch * shape.heads * params.padded;
   launch(on, rows / kRowsABlock, dim3(kElementwiseThreads), 0, ws_backward_prepare_kernel<T, Tiles::kColumns>, params,
          zeros);
-  int64_t blocks = shape.batch * shape.kv_heads * ((shape.kv_len + Tiles::kKeys - 1) / Tiles::kKeys);
-  if (Tiles::kStays) blocks = std::min<int64_t>(blocks, device_of(on).multiprocessors);
-  launch(on, kNext, blocks, dim3(kSpecialisedThreads<Tiles>), BackwardBlock<T, Tiles>::kBytes,
-         ws_backward_keys_kernel<T, Tiles>, hopper);
+  const int64_t key_tiles = shape.batch * shape.kv_heads * ((shape.kv_len + Tiles::kKeys - 1) / Tiles::kKeys);
+  launch(on, std::min<int64_t>(key_tiles, device_of(on).multiprocessors), dim3(kSpecialisedThreads<Tiles>),
+         BackwardBlock<T, Tiles>::kBytes, ws_backward_keys_kernel<T, Tiles>, hopper);
   const int64_t threads = rows / 2 * (Tiles::kColumns / kChunk);
-  launch(on, kNext, (threads + kElementwiseThreads - 1) / kElementwiseThreads, dim3(kElementwiseThreads), 0,
+  launch(on, (threads + kElementwiseThreads - 1) / kElementwiseThreads, dim3(kElementwiseThreads), 0,
          ws_backward_convert_kernel<T, Tiles::kColumns>, params);
 }
 
-// Run the backward with TilesFor<columns>. Returns (dq, dk, dv).
-template <template <int> class TilesFor>
-std::tuple<Tensor, Tensor, Tensor> hopper_backward(bool deterministic, const Tensor& dout_given, const Tensor& q_given,
-                                                   const Tensor& k_given, const Tensor& v_given,
-                                                   const Tensor& out_given, const Tensor& lse,
-                                                   const std::optional<Tensor>& dlse, double scale, int64_t low,
-                                                   int64_t high) {
+// Returns (dq, dk, dv).
+inline std::tuple<Tensor, Tensor, Tensor> hopper_backward(bool deterministic, const Tensor& dout_given,
+                                                          const Tensor& q_given, const Tensor& k_given,
+                                                          const Tensor& v_given, const Tensor& out_given,
+                                                          const Tensor& lse, const std::optional<Tensor>& dlse,
+                                                          double scale, int64_t low, int64_t high) {
   const Shape shape = check_inputs(q_given, k_given, v_given, scale);
   check_tensor_core_inputs(q_given, k_given);
   STD_TORCH_CHECK(shape.head_dim <= kMostHopperBackwardColumns, "head_dim must be at most ", kMostHopperBackwardColumns,
@@ -115,68 +101,53 @@ std::tuple<Tensor, Tensor, Tensor> hopper_backward(bool deterministic, const Ten
   with_half_type(q, [&](auto element) {
     with_key_columns(shape.head_dim, [&](auto columns) {
       using T = decltype(element);
-      using Tiles = TilesFor<decltype(columns)::kValue>;
+      using Tiles = WsBackward<decltype(columns)::kValue>;
       const int64_t tiles = (shape.q_len + Tiles::kQueries - 1) / Tiles::kQueries, padded = tiles * Tiles::kQueries;
-      int64_t at_a_time = shape.batch;
-      if (Tiles::kBytesAtATime > 0) {
-        const int64_t bytes = shape.heads * padded * Tiles::kColumns * static_cast<int64_t>(sizeof(float));
-        at_a_time = std::clamp<int64_t>(Tiles::kBytesAtATime / bytes, 1, shape.batch);
-      }
-      const int64_t rows = at_a_time * shape.heads * padded;
+      const int64_t rows = shape.batch * shape.heads * padded;
       Tensor row_numbers = torch::stable::new_empty(q, {2, rows}, ScalarType::Float);
       Tensor dq_sum = torch::stable::new_empty(q, {rows, Tiles::kColumns}, ScalarType::Float);
-      const auto counts = [&](int64_t batches) { return 1 + (deterministic ? batches * shape.heads * tiles : 0); };
-      Tensor counted = torch::stable::new_empty(q, {counts(at_a_time)}, ScalarType::Int);
+      const int64_t counts = 1 + (deterministic ? shape.batch * shape.heads * tiles : 0);
+      Tensor counted = torch::stable::new_empty(q, {counts}, ScalarType::Int);
       int* const fetched = static_cast<int*>(counted.data_ptr());
       float* const lse_log2 = static_cast<float*>(row_numbers.data_ptr());
       const float scale_log2 = static_cast<float>(scale * M_LOG2E);
       // Blocks that wait for each other must agree on which of them there are: a band that is empty has no tiles.
       const Band band = low <= high ? Band::from_diagonals(low, high) : Band{kFarthest, -kFarthest};
-      for (int64_t first = 0; first < shape.batch; first += at_a_time) {
-        Shape part = shape;
-        part.batch = std::min(at_a_time, shape.batch - first);
-        const auto of = [&](const Tensor& tensor) { return batches_of(tensor, first, part.batch, shape.batch); };
-        const Tensor part_q = of(q), part_k = of(k), part_v = of(v), part_dout = of(dout), part_dk = of(dk),
-                     part_dv = of(dv);
-        const int64_t queries_before = first * shape.heads * shape.q_len;
-        const BackwardParams<T> params{part,
-                                       view_of<const T>(part_q),
-                                       view_of<const T>(part_k),
-                                       view_of<const T>(part_v),
-                                       view_of<const T>(of(out)),
-                                       view_of<const T>(part_dout),
-                                       view_of<T>(of(dq)),
-                                       view_of<T>(part_dk),
-                                       view_of<T>(part_dv),
-                                       static_cast<const float*>(lse.data_ptr()) + queries_before,
-                                       dlse ? static_cast<const float*>(dlse->data_ptr()) + queries_before : nullptr,
-                                       lse_log2,
-                                       lse_log2 + rows,
-                                       static_cast<float*>(dq_sum.data_ptr()),
-                                       static_cast<int>(padded),
-                                       static_cast<float>(scale),
-                                       scale_log2,
-                                       band};
-        const HopperBackwardParams<T> hopper{map_of(part_q, Tiles::kQueries),
-                                             map_of(part_k, Tiles::kKeys),
-                                             map_of(part_v, Tiles::kKeys),
-                                             map_of(part_dout, Tiles::kQueries),
-                                             map_of(part_dk, kPiece),
-                                             map_of(part_dv, kPiece),
-                                             params.dk,
-                                             params.dv,
-                                             part,
-                                             params.lse_log2,
-                                             params.delta,
-                                             params.dq_sum,
-                                             fetched,
-                                             deterministic ? fetched + 1 : nullptr,
-                                             params.padded,
-                                             params.scale,
-                                             scale_log2,
-                                             TileBand::of(band)};
-        launch_ws_backward<T, Tiles>(q, params, hopper, {fetched, counts(part.batch)});
-      }
+      const BackwardParams<T> params{shape,
+                                     view_of<const T>(q),
+                                     view_of<const T>(k),
+                                     view_of<const T>(v),
+                                     view_of<const T>(out),
+                                     view_of<const T>(dout),
+                                     view_of<T>(dq),
+                                     view_of<T>(dk),
+                                     view_of<T>(dv),
+                                     static_cast<const float*>(lse.data_ptr()),
+                                     dlse ? static_cast<const float*>(dlse->data_ptr()) : nullptr,
+                                     lse_log2,
+                                     lse_log2 + rows,
+                                     static_cast<float*>(dq_sum.data_ptr()),
+                                     static_cast<int>(padded),
+                                     static_cast<float>(scale),
+                                     scale_log2,
+                                     band};
+      const HopperBackwardParams<T> hopper{map_of(q, Tiles::kQueries),
+                                           map_of(k, Tiles::kKeys),
+                                           map_of(v, Tiles::kKeys),
+                                           map_of(dout, Tiles::kQueries),
+                                           params.dk,
+                                           params.dv,
+                                           shape,
+                                           params.lse_log2,
+                                           params.delta,
+                                           params.dq_sum,
+                                           fetched,
+                                           deterministic ? fetched + 1 : nullptr,
+                                           params.padded,
+                                           params.scale,
+                                           scale_log2,
+                                           TileBand::of(band)};
+      launch_ws_backward<T, Tiles>(q, params, hopper, {fetched, counts});
     });
   });
   return {dq, dk, dv};

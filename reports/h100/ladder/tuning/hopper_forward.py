@@ -1,5 +1,7 @@
 """Candidates for the forward of ``tiled-hopper``: tiles and orders, built beside the rung, checked and timed.
 
+They are the tiles that the rung chooses from; what else was tried is in ``docs/kernel-notes.md``.
+
 ``hopper_forward.sh`` beside this runs it, step by step; ``time FOLDER`` takes WIDTH PEER... besides.
 ``docs/kernel-notes.md`` says what each should bring, and what it brought.
 """
@@ -31,12 +33,10 @@ class Variant:
     Attributes:
         name: its operator, ``attn_tuning::<name>``.
         tiles: the template arguments of ``PersistentTiles``, the first of which is the head dimension.
-        rounds: whether to time it in every order of :data:`ROUNDS`, and not in the first alone.
     """
 
     name: str
     tiles: str
-    rounds: bool = False
 
     @property
     def width(self) -> int:
@@ -44,17 +44,12 @@ class Variant:
         return int(self.tiles.split(",")[0])
 
 
-# columns, warpgroups, keys a tile, places for keys, places for queries, turns, overlaps, inner
+# columns, warpgroups, keys a tile, places for keys, places for queries, overlaps, inner
 VARIANTS = (
-    Variant("d64_3x128", "64, 3, 128, 4, 2, false", rounds=True),
-    Variant("d64_3x128_inner", "64, 3, 128, 4, 2, false, true, true"),
-    Variant("d64_3x128_apart", "64, 3, 128, 4, 2, false, false"),
-    Variant("d64_2x128_turns", "64, 2, 128, 4, 2, true", rounds=True),
-    Variant("d64_2x128_turns_inner", "64, 2, 128, 4, 2, true, true, true"),
-    Variant("d128_2x128_turns", "128, 2, 128, 2, 2, true", rounds=True),
-    Variant("d128_2x128_turns_inner", "128, 2, 128, 2, 2, true, true, true"),
-    Variant("d128_3x128_apart", "128, 3, 128, 2, 2, false, false", rounds=True),
-    Variant("d256_2x80", "256, 2, 80, 2, 1, false", rounds=True),
+    Variant("d64_3x128_inner", "64, 3, 128, 4, 2, true, true"),
+    Variant("d64_3x128_apart", "64, 3, 128, 4, 2, false"),
+    Variant("d128_3x128_apart", "128, 3, 128, 2, 2, false"),
+    Variant("d256_2x80", "256, 2, 80, 2, 1"),
 )
 
 # By mask, how many rounds of all multiprocessors make a section, as ``csrc/hopper/schedule.h`` says: the last argument
@@ -105,15 +100,14 @@ def call_of(variant: Variant, rounds: int) -> hopper.Call:
 
 
 def check(variant: Variant) -> int:
-    """Compare the variant with attention in fp32, in the order for masks and, where it is timed so, in every other."""
+    """Compare the variant with attention in fp32, in every order for masks."""
     narrower = {64: 0, 128: 64, 256: 128}[variant.width]
 
     def takes(problem: Problem) -> bool:
         return problem.dtype == "bf16" and narrower < problem.head_dim <= variant.width
 
     wrong = 0
-    tried = list(ROUNDS[CAUSAL].items())
-    for name, rounds in tried if variant.rounds else tried[:1]:
+    for name, rounds in ROUNDS[CAUSAL].items():
         call = call_of(variant, rounds)
         wrong += hopper.check_numbers(f"{variant.name} {name}", call, takes)
         wrong += hopper.check_launches(f"{variant.name} {name}", call, variant.width)
@@ -137,8 +131,7 @@ def measure(width: int, peers: list[str], wrong: set[str]) -> None:
             if variant.width != width or variant.name in wrong:
                 continue
             for name, rounds in ROUNDS[problem.mask].items():
-                if variant.rounds or not name:
-                    functions[f"{variant.name} {name}".strip()] = call_of(variant, rounds)
+                functions[f"{variant.name} {name}".strip()] = call_of(variant, rounds)
         return functions
 
     candidates.compare(width, functions_of, peers, "tiled-hopper")

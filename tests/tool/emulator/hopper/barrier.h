@@ -57,23 +57,18 @@ inline void wait_for_phase(uint32_t at, uint32_t parity) {
 }
 
 template <int number>
-void arrive_at_named_barrier(int threads) {
-  NamedBarrier& barrier = named_barriers[number];
-  if (++barrier.arrived < threads) return;
-  barrier.arrived = 0;
-  ++barrier.generation;
-  ++emulator::progress;
-}
-template <int number>
 void named_barrier(int threads) {
-  const long generation = named_barriers[number].generation;
-  arrive_at_named_barrier<number>(threads);
-  while (named_barriers[number].generation == generation || !emulator::failure.empty()) emulator::poll();
+  NamedBarrier& barrier = named_barriers[number];
+  const long generation = barrier.generation;
+  if (++barrier.arrived == threads) {
+    barrier.arrived = 0;
+    ++barrier.generation;
+    ++emulator::progress;
+  }
+  while (barrier.generation == generation || !emulator::failure.empty()) emulator::poll();
 }
 
 inline void publish_stores() {}
-inline void wait_for_kernel_before() {}
-inline void let_kernel_after_start() {}
 template <int registers>
 void shrink_registers() {}
 template <int registers>
