@@ -16,23 +16,23 @@ from pytest_attn.report import svg
 from pytest_attn.report.draw import Margins, Panel, Sheet, settings, sheet
 from pytest_attn.report.figures.marks import Name, names, place
 from pytest_attn.report.style import look, order
-from pytest_attn.report.words import DIRECTIONS, mask_words, slug
+from pytest_attn.report.words import DIRECTIONS, heads, mask_words, slug
 
 GROUPS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "throughput": (
-        "How fast do the kernels read and write {direction}?",
+        "How fast do the kernels read and write, {direction}?",
         ("gld_throughput", "gst_throughput", "shared_load_throughput", "shared_store_throughput"),
     ),
     "efficiency": (
-        "How busy is the GPU {direction}?",
+        "How busy is the GPU, {direction}?",
         ("sm_efficiency", "achieved_occupancy", "warp_execution_efficiency", "tensor_precision_fu_utilization"),
     ),
     "work": (
-        "What do the kernels do {direction}?",
+        "What do the kernels do, {direction}?",
         ("flop_count_sp", "inst_executed", "l2_bytes", "dram_read_bytes"),
     ),
     "limits": (
-        "What do the kernels take {direction}?",
+        "What do the kernels take, {direction}?",
         ("registers", "shared_memory", "inst_executed_local_loads", "shared_ld_bank_conflict"),
     ),
 }
@@ -66,7 +66,7 @@ def _families(profile: Profile) -> dict[str, tuple[str, list[Call]]]:
         batches = {each.problem.batch for each in profile.calls if each.problem.q_len == problem.q_len}
         batch = f"b{problem.batch}-" if len(batches) > 1 else ""
         key = slug(f"{batch}{alike.id.removeprefix('b1-').replace('-q1-k1', '').replace('-q1-k2', '-rect')}")
-        words = f"{profile.grid}: {problem.heads} heads, head dim {problem.head_dim}, {problem.dtype}, "
+        words = f"{profile.grid}: {heads(problem.heads)}, head dim {problem.head_dim}, {problem.dtype}, "
         words += f"{mask_words(problem.mask.id)} mask"
         found.setdefault(key, (words, []))[1].append(call)
     return {key: (words, calls) for key, (words, calls) in found.items() if len(_lengths(calls)) > 1}

@@ -16,7 +16,18 @@ _UNITS = {
     "B/s": tuple((size, f"{prefix}B/s") for size, prefix in _METRIC),
     "": _METRIC,
 }
-_MOST_COLUMNS, _MOST_KERNELS = 6, 3
+_MOST_COLUMNS = 6
+_OF_A_KERNEL = {
+    "duration": "time",
+    "gld_throughput": "gld",
+    "gst_throughput": "gst",
+    "sm_efficiency": "sm",
+    "achieved_occupancy": "occupancy",
+    "tensor_pipe": "tensor",
+    "registers": "registers",
+    "shared_memory": "shared",
+    "local_memory": "local",
+}
 _KV_LEN = 4  # its place in a problem's id
 
 
@@ -56,31 +67,35 @@ def lines(profile: Profile) -> Iterator[str]:
 
 
 def _table(calls: Sequence[Call]) -> Iterator[str]:
-    columns: list[tuple[str, Call | Kernel]] = []
-    legend: list[str] = []
     names = labels([call.problem for call in calls]) if len(calls) > 1 else ["call"]
-    for name, call in zip(names, calls, strict=True):
-        columns.append((name, call))
-        total = sum(map(Kernel.weight, call.kernels))
-        longest = sorted(call.kernels, key=Kernel.weight, reverse=True)
-        if len(longest) < 2:
-            continue
-        for letter, kernel in zip("abc"[:_MOST_KERNELS], longest, strict=False):
-            columns.append((f"{name} {letter}", kernel))
-            share = f", {100 * kernel.weight() / total:.0f} % of the time" if total else ""
-            legend.append(f"  {name} {letter}: {kernel.short}{share}")
-        if len(longest) > _MOST_KERNELS:
-            legend.append(f"  {name}: {len(longest)} kernels, the three longest shown; the JSON has all")
+    columns = list(zip(names, calls, strict=True))
     notes: dict[str, str] = {}
     for start in range(0, len(columns), _MOST_COLUMNS):
         part = columns[start : start + _MOST_COLUMNS]
-        rows = [[row.name, *(_cell(shown, row.name, row.unit, notes) for _, shown in part)] for row in BY_NAME.values()]
+        rows = [[row.name, *(_cell(call, row.name, notes) for _, call in part)] for row in BY_NAME.values()]
         yield from table(["", *(name for name, _ in part)], rows, right=range(1, len(part) + 1))
-    yield from legend
+    for name, call in columns:
+        if len(call.kernels) > 1:
+            yield from _kernels(name, call, notes)
     yield from (f"  {mark} {note}" for note, mark in notes.items())
 
 
-def _cell(shown: Call | Kernel, name: str, unit: str, notes: dict[str, str]) -> str:
+def _kernels(name: str, call: Call, notes: dict[str, str]) -> Iterator[str]:
+    """Yield a line for each kernel of a call, with the rows that tell kernels apart."""
+    total = sum(map(Kernel.weight, call.kernels)) or 1.0
+    rows = [
+        [
+            kernel.short,
+            f"{100 * kernel.weight() / total:.0f} %",
+            *(_cell(kernel, row, notes) for row in _OF_A_KERNEL),
+        ]
+        for kernel in call.kernels
+    ]
+    head = (f"kernels of {name}", "of the time", *_OF_A_KERNEL.values())
+    yield from table(head, rows, right=range(1, len(head)))
+
+
+def _cell(shown: Call | Kernel, name: str, notes: dict[str, str]) -> str:
     value, note = shown.values.get(name), shown.notes.get(name)
-    text = "n/a" if value is None else quantity(value, unit)
+    text = "n/a" if value is None else quantity(value, BY_NAME[name].unit)
     return text if note is None else f"{text} {notes.setdefault(note, f'[{len(notes) + 1}]')}"
