@@ -244,7 +244,8 @@ def _local_memory(short: str, registers: float | None, resources: Mapping[str, A
     if compiled is None:
         return None, str(resources.get("missing") or "the compiler's report is known of our own kernels only")
     same = [one for name, one in compiled.items() if short_name(name) == short]
-    alike = [one for one in same if registers is None or one["registers"] == registers]
-    if not alike:
+    if not same:
         return None, "the compiler's report has no such kernel"
-    return float(max(one["local_bytes"] for one in alike)), None
+    alike = [one for one in same if one["registers"] == registers]
+    note = None if alike else "the most of any instance of this kernel: none has its number of registers"
+    return float(max(one["local_bytes"] for one in alike or same)), note
