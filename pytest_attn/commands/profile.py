@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Profile, print the tables, write JSON and charts; return 1 when a call failed, otherwise 0.
+    """Profile, print the tables, write JSON and charts; return 1 when a call failed or none was profiled.
 
     Raises :class:`UserError` for input that cannot be used, and after what was profiled has been printed and written,
     where Nsight Compute failed on the rest.
@@ -68,16 +68,15 @@ def run(arguments: argparse.Namespace) -> int:
     claimed = _claimed(profile, implementations, problems)
     _make_folder(target.parent)  # before minutes of profiling rather than after
     _profile(profile, claimed, path, arguments, target)
-    if profile.failures and not any(call.status == "ok" for call in profile.calls):
+    profiled = any(call.status == "ok" for call in profile.calls)
+    if profile.failures and not profiled:
         raise UserError("; ".join(profile.failures))
     print(*lines(profile), sep="\n")
-    if any(call.status == "ok" for call in profile.calls):
-        print(f"{summary(profile.calls)}; {target}{_charts(profile, arguments.output)}")
-    else:
-        print(f"{summary(profile.calls)}; nothing written")
+    said = f"{target}{_charts(profile, arguments.output)}" if profiled else "nothing written"
+    print(f"{summary(profile.calls)}; {said}")
     if profile.failures:
         raise UserError("; ".join(profile.failures))
-    return int(any(call.status in ("error", "oom") for call in profile.calls))
+    return int(not profiled or any(call.status == "error" for call in profile.calls))
 
 
 def _profile(

@@ -66,10 +66,19 @@ def _families(profile: Profile) -> dict[str, tuple[str, list[Call]]]:
         batches = {each.problem.batch for each in profile.calls if each.problem.q_len == problem.q_len}
         batch = f"b{problem.batch}-" if len(batches) > 1 else ""
         key = slug(f"{batch}{alike.id.removeprefix('b1-').replace('-q1-k1', '').replace('-q1-k2', '-rect')}")
-        words = f"{profile.grid}: {heads(problem.heads)}, head dim {problem.head_dim}, {problem.dtype}, "
+        words = f"{heads(problem.heads)}, head dim {problem.head_dim}, {problem.dtype}, "
         words += f"{mask_words(problem.mask.id)} mask"
         found.setdefault(key, (words, []))[1].append(call)
-    return {key: (words, calls) for key, (words, calls) in found.items() if len(_lengths(calls)) > 1}
+    return {
+        key: (f"{profile.grid}: {_batch(calls)}{words}", calls)
+        for key, (words, calls) in found.items()
+        if len(_lengths(calls)) > 1
+    }
+
+
+def _batch(calls: Sequence[Call]) -> str:
+    batches = {call.problem.batch for call in calls}
+    return f"batch {batches.pop()}, " if len(batches) == 1 else ""
 
 
 def _lengths(calls: Sequence[Call]) -> list[int]:

@@ -66,6 +66,8 @@ with open(request["answers"], "w") as answers:
 log.write(ends.get("log", ""))
 log.flush()
 time.sleep(ends.get("sleep", 0))
+if "signal" in ends:
+    os.kill(os.getpid(), ends["signal"])
 sys.exit(ends.get("code", 0))
 """
 

@@ -199,6 +199,7 @@ def test_an_unknown_metric_costs_its_row_alone(ncu: FakeNcu) -> None:
             "Nsight Compute ended with exit code 1 on naive: ImportError: x",
         ),
         ({"log": "==ERROR== lock file\n", "code": 1}, "Nsight Compute ended with exit code 1 on naive: lock file"),
+        ({"signal": 9, "no_kernel": True}, "Nsight Compute ended with signal 9 on naive: it said nothing"),
         ({"log": "==PROF==\n", "sleep": 60}, "naive was stopped after 3 s under Nsight Compute (--timeout)"),
     ],
 )
@@ -227,9 +228,11 @@ def test_what_was_profiled_before_a_failure_is_kept(ncu: FakeNcu, capsys: pytest
     assert kept.failures == ["tiled-torch cannot run here: gone"]
 
 
-def test_a_failed_call_is_exit_code_1(ncu: FakeNcu) -> None:
-    ncu.plan(kernels=[[SMEM, PLAIN]], ends={"naive": {"statuses": {"0": ["error", "RuntimeError: no"]}}})
-    assert profile() == 1
+@pytest.mark.parametrize(("status", "code"), [("error", 1), ("oom", 0)])
+def test_a_failed_call_is_exit_code_1(ncu: FakeNcu, status: str, code: int) -> None:
+    ncu.plan(kernels=[[SMEM, PLAIN]], ends={"naive": {"statuses": {"0": [status, "RuntimeError: no"]}}})
+    assert profile(grid="two.toml") == code
+    assert profile() == 1  # where that was the only one
 
 
 @pytest.mark.parametrize(
