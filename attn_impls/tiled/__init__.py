@@ -92,16 +92,18 @@ ASYNC = Family(
 
 # Hopper's own instructions, which no other architecture has.
 _HOPPER_RUNGS = {
-    "wgmma": "Hopper's tensor cores and copy engine: wgmma and TMA, an mbarrier pipeline",
+    "wgmma": "Hopper's tensor cores by wgmma, tiles copied by TMA, an mbarrier pipeline",
     "ws": "the same, specialised: one warp copies, two or three warpgroups compute and take its registers",
     "overlap": "the same, the softmax of a tile under the matrix product of the tile before",
+    "hopper": "the same in blocks that stay: query tiles without gaps, the longest first, tiles chosen by shape",
 }
 _HOPPER_LADDER = build.Extension(
     "attn_tiled_hopper",
-    sources=tuple(_HOPPER_SOURCES / f"{name}_forward.cu" for name in _HOPPER_RUNGS),
+    sources=(*(_HOPPER_SOURCES / f"{name}_forward.cu" for name in _HOPPER_RUNGS), _HOPPER_SOURCES / "ws_backward.cu"),
     folders=(build.CSRC, _CUDA_SOURCES, _HOPPER_SOURCES),
     cuda_cflags=_CUDA_FLAGS,
     architecture="9.0a",
+    forbidden=build.SERIALISED,
 )
 
 _EVERYTHING = Capabilities(
@@ -137,7 +139,8 @@ def _version(family: Family) -> str:
 def _resources(family: Family) -> dict[str, Resources]:
     """Return what the kernels of ``family`` take, told by how their names begin: families may share a library."""
     usage = resource_usage(build.library(family.extension))
-    return {name: one for name, one in usage.items() if re.search(rf"\b{family.name}_", name)}
+    own = "|".join((f"{family.name}_", *family.backward_names[:1]))
+    return {name: one for name, one in usage.items() if re.search(rf"\b({own})", name)}
 
 
 def _why_not_on_cuda(family: Family) -> str | None:
@@ -242,15 +245,30 @@ tiled_async = Implementation(
 )
 
 
-def _hopper_rung(name: str) -> tuple[Family, Implementation]:
-    """Return the family and the implementation of ``csrc/hopper/<name>_forward.cu``."""
-    family = Family(name, _HOPPER_LADDER, backward=False)
+def _hopper_rung(name: str, *, backward: bool) -> tuple[Family, Implementation]:
+    """Return the family and the implementation of ``csrc/hopper/<name>_forward.cu``.
+
+    Those with a backward share that of ``csrc/hopper/ws_backward.cu``, in blocks that stay. It takes heads of up to 128
+    numbers; the backward of ``tiled-async`` takes wider ones.
+    """
+    family = Family(
+        name,
+        _HOPPER_LADDER,
+        backward=backward,
+        deterministic_backward=backward,
+        backward_of="ws" if backward else "",
+        widest_backward=128,
+        wider=ASYNC if backward else None,
+    )
     return family, Implementation(
         f"tiled-{name}",
         _attention(family),
-        dataclasses.replace(_ON_TENSOR_CORES, backward=False, min_compute_capability=(9, 0)),
+        # As in tiled-async, dQ is summed up in any order unless torch.use_deterministic_algorithms is on.
+        dataclasses.replace(
+            _ON_TENSOR_CORES, backward=backward, deterministic=not backward, min_compute_capability=(9, 0)
+        ),
         summary=_HOPPER_RUNGS[name],
-        kernels=rf"\b{name}_forward_kernel",
+        kernels=rf"\b{name}_forward_kernel" + (r"|\bws_backward|\basync_backward" if backward else ""),
         probe=lambda: _why_not_on_hopper(family),
         version=lambda: _version(family),
         resources=lambda: _resources(family),
@@ -258,6 +276,7 @@ def _hopper_rung(name: str) -> tuple[Family, Implementation]:
     )
 
 
-WGMMA, tiled_wgmma = _hopper_rung("wgmma")
-WS, tiled_ws = _hopper_rung("ws")
-OVERLAP, tiled_overlap = _hopper_rung("overlap")
+WGMMA, tiled_wgmma = _hopper_rung("wgmma", backward=False)
+WS, tiled_ws = _hopper_rung("ws", backward=True)
+OVERLAP, tiled_overlap = _hopper_rung("overlap", backward=True)
+HOPPER, tiled_hopper = _hopper_rung("hopper", backward=True)

@@ -14,7 +14,9 @@ import hashlib
 import os
 import platform
 import re
+import shlex
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -32,6 +34,9 @@ from attn_impls.implementation import Unavailable
 CSRC = Path(__file__).parent / "csrc"
 _ERROR_LINES = 15
 _COMPLAINT = re.compile(r"\b(error|fatal) ?:|cannot find -l|undefined reference")  # of a compiler or a linker
+# What ptxas says where it makes the products of wgmma wait for each other, or ignores setmaxnreg, with the reason: the
+# kernel would be right, and slower by a factor that nothing else explains.
+SERIALISED = r"\(C75\d\d\).*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,7 @@ class Extension:
         native: whether the flags make code for this very CPU, so that another one must not load it.
         architecture: of the CUDA device that alone can run it, as ``TORCH_CUDA_ARCH_LIST`` writes it; ``None`` where
             it is built for the device that is there.
+        forbidden: a regular expression of what nvcc must not say, which fails the build; empty for none.
     """
 
     name: str
@@ -56,6 +62,7 @@ class Extension:
     cuda_cflags: tuple[str, ...] = ()
     native: bool = False
     architecture: str | None = None
+    forbidden: str = ""
 
     @property
     def uses_cuda(self) -> bool:
@@ -130,7 +137,8 @@ def _build(extension: Extension, target: Path) -> None:
     (target.parent / "lock").unlink(missing_ok=True)
     _say(f"building {extension.name} ({', '.join(s.name for s in extension.sources)}) in {target.parent}")
     start = time.perf_counter()
-    with _environment(TORCH_CUDA_ARCH_LIST=_cuda_architecture(extension)) if extension.uses_cuda else nullcontext():
+    cuda = {"TORCH_CUDA_ARCH_LIST": _cuda_architecture(extension), "PYTORCH_NVCC": _nvcc_command(extension)}
+    with _environment(**cuda) if extension.uses_cuda else nullcontext():
         cpp_extension.load(
             name=target.stem,
             sources=[str(source) for source in extension.sources],
@@ -143,13 +151,25 @@ def _build(extension: Extension, target: Path) -> None:
     _say(f"built {extension.name} in {time.perf_counter() - start:.1f} s")
 
 
+def _nvcc_command(extension: Extension) -> str:
+    """Return the command that is to run as nvcc, or nothing where PyTorch's choice will do."""
+    from torch.utils import cpp_extension
+
+    if not extension.forbidden:
+        return ""
+    nvcc = os.environ.get("PYTORCH_NVCC") or shlex.quote(str(Path(cpp_extension.CUDA_HOME or "", "bin", "nvcc")))
+    script = Path(__file__).with_name("strict_nvcc.py")
+    return f"{shlex.join([sys.executable, str(script), extension.forbidden])} {nvcc}"
+
+
 def _key(extension: Extension) -> str:
     """Hash everything that decides what the compiler makes."""
     parts = [torch.__version__, _compiler(), *extension.cflags, *extension.cuda_cflags]
     if extension.native:
         parts.append(_cpu_model())
     if extension.uses_cuda:
-        parts.append(_cuda_architecture(extension))
+        parts += [_cuda_architecture(extension), _nvcc_version(cuda_tool("nvcc")), os.environ.get("PYTORCH_NVCC", "")]
+        parts.append(extension.forbidden)
     digest = hashlib.sha256("\0".join(parts).encode())
     headers = (header for folder in extension.folders for header in sorted(folder.glob("*.h")))
     for file in (*extension.sources, *headers):
@@ -176,6 +196,17 @@ def cuda_tool(name: str) -> str | None:
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     found = (shutil.which(name, path=str(Path(home) / "bin")) for home in homes if home)
     return next((path for path in found if path), None) or shutil.which(name)
+
+
+@cache
+def _nvcc_version(nvcc: str | None) -> str:
+    """Return what ``nvcc --version`` says: another ptxas allots registers otherwise."""
+    if nvcc is None:
+        return ""
+    try:
+        return subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
 
 
 @cache

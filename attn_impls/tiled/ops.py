@@ -34,21 +34,34 @@ class Family:
     ``backward(dout, q, k, v, out, lse, dlse, scale, low, high) -> (dq, dk, dv)``, with ``dlse`` ``None`` where only
     ``out`` was used. Where ``deterministic_backward`` is set, ``..._backward_deterministic`` takes the same, gives the
     same bits in every run, and is used while ``torch.use_deterministic_algorithms`` is on.
+
+    The backward operators are those of ``backward_of`` where that is set, of the same extension. Heads wider than
+    ``widest_backward`` are given to those of ``wider``, a family with a library of its own.
     """
 
     name: str
     extension: build.Extension
     backward: bool
     deterministic_backward: bool = False
+    backward_of: str = ""
+    widest_backward: int | None = None
+    wider: Family | None = None
 
     @property
     def backward_names(self) -> tuple[str, ...]:
         """The backward operators, the one that is used by default first."""
-        deterministic = (f"{self.name}_backward_deterministic",) if self.deterministic_backward else ()
-        return (f"{self.name}_backward", *deterministic) if self.backward else ()
+        name = f"{self.backward_of or self.name}_backward"
+        deterministic = (f"{name}_deterministic",) if self.deterministic_backward else ()
+        return (name, *deterministic) if self.backward else ()
+
+    def differentiates(self, head_dim: int) -> Family:
+        """Return the family whose backward operators take heads of ``head_dim``: itself, or ``wider``."""
+        too_wide = self.widest_backward is not None and head_dim > self.widest_backward
+        return self if self.wider is None or not too_wide else self.wider
 
 
-_registered: set[str] = set()
+_forwards: dict[str, Any] = {}  # by name, those that are ready to be called
+_faked: set[str] = set()  # backward operators, which families may share
 
 
 def diagonals(mask: Mask, q_len: int, kv_len: int) -> tuple[int, int]:
@@ -68,12 +81,18 @@ def load(family: Family) -> None:
     if is_registered(family.name):
         return
     build.load(family.extension)
-    _register(family.name, family.backward_names)
+
+    def backward_names(head_dim: int) -> Sequence[str]:
+        serving = family.differentiates(head_dim)
+        load(serving)
+        return serving.backward_names
+
+    _register(family.name, family.backward_names, backward_names)
 
 
 def is_registered(name: str) -> bool:
     """Tell whether the operators ``attn_tiled::<name>_*`` are ready to be called."""
-    return name in _registered
+    return name in _forwards
 
 
 def define(name: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
@@ -87,18 +106,21 @@ def define(name: str, forward: Callable[..., Any], backward: Callable[..., Any])
     ):
         torch.library.define(operator, schema)
         torch.library.impl(operator, ("cpu", "cuda"), function)
-    _register(name, (f"{name}_backward",))
+    _register(name, (f"{name}_backward",), lambda head_dim: (f"{name}_backward",))
 
 
-def _register(name: str, backward_names: Sequence[str]) -> None:
+def _register(name: str, backward_names: Sequence[str], names_for: Callable[[int], Sequence[str]]) -> None:
+    """Register what the operators of ``name`` lack; those of ``names_for(head_dim)`` differentiate the forward."""
     torch.library.register_fake(f"attn_tiled::{name}_forward", _fake_forward)
     for backward in backward_names:
-        torch.library.register_fake(f"attn_tiled::{backward}", _fake_backward)
+        if backward not in _faked:
+            torch.library.register_fake(f"attn_tiled::{backward}", _fake_backward)
+            _faked.add(backward)
     if backward_names:
         torch.library.register_autograd(
-            f"attn_tiled::{name}_forward", _differentiate(backward_names), setup_context=_setup_context
+            f"attn_tiled::{name}_forward", _differentiate(names_for), setup_context=_setup_context
         )
-    _registered.add(name)
+    _forwards[name] = getattr(torch.ops.attn_tiled, f"{name}_forward").default
 
 
 def attention(
@@ -114,9 +136,23 @@ def attention(
 
 def call(name: str, q: Tensor, k: Tensor, v: Tensor, scale: float, low: int, high: int) -> tuple[Tensor, Tensor]:
     """Return ``(out, lse)`` from the operator ``attn_tiled::<name>_forward``, which is loaded or defined already."""
-    forward = getattr(torch.ops.attn_tiled, f"{name}_forward")
-    out, lse = forward(_last_contiguous(q), _last_contiguous(k), _last_contiguous(v), scale, low, high)
+    forward = _forwards[name]
+    q, k, v = _last_contiguous(q), _last_contiguous(k), _last_contiguous(v)
+    if _needs_autograd(q, k, v):
+        out, lse = forward(q, k, v, scale, low, high)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():  # past our derivative, which takes longer than all the rest
+            out, lse = forward(q, k, v, scale, low, high)
     return out, lse
+
+
+def _needs_autograd(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Tell whether somebody could ask for the derivative, or traces the call or transforms it (``torch.func``)."""
+    return (
+        (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
 def _last_contiguous(x: Tensor) -> Tensor:
@@ -156,7 +192,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(q, k, v, *output)
 
 
-def _differentiate(backward_names: Sequence[str]) -> Any:
+def _differentiate(names_for: Callable[[int], Sequence[str]]) -> Any:
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         if dout is None and dlse is None:
@@ -164,7 +200,7 @@ def _differentiate(backward_names: Sequence[str]) -> Any:
         dout = torch.zeros_like(out) if dout is None else _last_contiguous(dout)
         dlse = None if dlse is None else dlse.contiguous()
         wanted = -1 if torch.are_deterministic_algorithms_enabled() else 0
-        operator = getattr(torch.ops.attn_tiled, backward_names[wanted])
+        operator = getattr(torch.ops.attn_tiled, names_for(q.shape[-1])[wanted])
         grads = operator(dout, q, k, v, out, lse, dlse, ctx.scale, ctx.low, ctx.high)
         return (*grads, None, None, None)
 

@@ -51,6 +51,7 @@ _KNOWN: dict[str, Look] = {
     "tiled-wgmma": Look("#1b6f8f", "#5cb8d9", "^", _DASHDOT),
     "tiled-ws": Look("#a65a2a", "#d98f5f", "v", _DASHED),
     "tiled-overlap": Look("#b23a48", "#e58a94", "<", _DASHDOT),
+    "tiled-hopper": Look("#14746f", "#56c3bb", ">", _SOLID),
 }
 
 _SPARE_COLOURS = (

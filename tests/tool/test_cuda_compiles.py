@@ -23,8 +23,6 @@ EXTENSIONS = {
 # Hopper's own code, and what every device from Ampere on can compile for itself.
 HOPPER = ("-gencode", "arch=compute_90a,code=sm_90a")
 TARGETS = (*HOPPER, "-gencode", "arch=compute_80,code=compute_80")
-# What ptxas says where it makes wgmma wait or does not move registers: every such place costs much of the speed.
-SERIALISED = re.compile(r"\(C75\d\d\).*")
 
 
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
@@ -45,7 +43,7 @@ def test_compiles_without_spills(extension: build.Extension, tmp_path: Path) -> 
     with ThreadPoolExecutor(2) as pool:
         for source, said in zip(sources, pool.map(compile_one, sources), strict=True):
             spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
-            assert not SERIALISED.findall(said), f"{source.name}:\n{said}"
+            assert not re.findall(build.SERIALISED, said), f"{source.name}:\n{said}"
             assert set(spills) <= {("0", "0")}, f"{source.name} spills registers:\n{said}"
             kernels += len(spills)
     assert kernels, f"ptxas says nothing of {extension.name}"

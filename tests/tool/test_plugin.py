@@ -103,7 +103,7 @@ def test_header_and_missing_implementations(pytester: pytest.Pytester) -> None:
             r"attn: implementations naive, sdpa-math, sdpa-flash, tiled-torch, tiled-seq, tiled-cpu$",
             r"attn: missing sdpa-efficient, sdpa-cudnn, flash-attn, flash-attn-4, flex, triton, "
             r"tiled-global, tiled-smem, tiled-pad, tiled-coalesced, tiled-unroll, tiled-regs, tiled-mma, "
-            r"tiled-async, tiled-wgmma, tiled-ws, tiled-overlap: needs cuda$",
+            r"tiled-async, tiled-wgmma, tiled-ws, tiled-overlap, tiled-hopper: needs cuda$",
         ]
     )
     result.stdout.fnmatch_lines_random(["SKIPPED*sdpa-efficient: needs cuda", "SKIPPED*sdpa-cudnn: needs cuda"])

@@ -39,7 +39,7 @@ def test_ours_in_the_order_of_charts() -> None:
     ]
     assert names[: len(first)] == first
     rungs = ["tiled-global", "tiled-smem", "tiled-pad", "tiled-coalesced", "tiled-unroll", "tiled-regs"]
-    rungs += ["tiled-mma", "tiled-async", "tiled-wgmma", "tiled-ws", "tiled-overlap"]
+    rungs += ["tiled-mma", "tiled-async", "tiled-wgmma", "tiled-ws", "tiled-overlap", "tiled-hopper"]
     assert names[len(first) :] == ["tiled-torch", "tiled-seq", "tiled-cpu", *rungs]
     assert all(name == impl.name and impl.summary for name, impl in registry.items())
     assert len(registry) == len(names)

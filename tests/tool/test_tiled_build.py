@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils import cpp_extension
 
 from attn_impls.implementation import Unavailable
-from attn_impls.tiled import CPU, build, tiled_cpu, tiled_smem
+from attn_impls.tiled import ASYNC, CPU, HOPPER, build, tiled_cpu, tiled_smem
 from attn_impls.tiled.build import Extension
 
 TOY = """
@@ -89,6 +90,61 @@ def test_failed_build_gives_the_compilers_words_once(cache: Path, toy: Path, cap
         build.load(extension)
     assert capfd.readouterr().err == "", "a failed build must not be tried again"
     assert "undeclared" in (build.why_not(extension) or "")
+
+
+NVCC_OF_THE_TEST = """#!/bin/sh
+case "$*" in
+  --version) echo "release $RELEASE" ;;
+  *) echo "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized" ;;
+esac
+"""
+
+
+@pytest.fixture
+def nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A compiler that says what ptxas says of serialised products, makes nothing, and ends well."""
+    path = tmp_path / "cuda" / "bin" / "nvcc"
+    path.parent.mkdir(parents=True)
+    path.write_text(NVCC_OF_THE_TEST)
+    path.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    monkeypatch.setenv("RELEASE", "13.0")
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path / "cuda"))
+    return path
+
+
+def test_serialised_products_fail_the_build_where_they_are_forbidden(cache: Path, tmp_path: Path, nvcc: Path) -> None:
+    source = tmp_path / "toy.cu"
+    source.write_text("")
+    extension = Extension("attn_serialised", (source,), architecture="9.0a", forbidden=build.SERIALISED)
+    with pytest.raises(Unavailable, match=r"refused, because nvcc said '\(C7510\) Potential Performance"):
+        build.load(extension)
+    assert "PYTORCH_NVCC" not in build.os.environ
+    # Elsewhere it is no error: what fails then is the linker, which finds no object file.
+    allowed = Extension("attn_serialised", (source,), architecture="9.0a")
+    with pytest.raises(Unavailable) as caught:
+        build.load(allowed)
+    assert "refused" not in str(caught.value)
+
+
+def test_only_hopper_forbids_serialised_products() -> None:
+    assert HOPPER.extension.forbidden == build.SERIALISED
+    assert ASYNC.extension.forbidden == ""
+
+
+def test_cache_key_follows_nvccs_version(tmp_path: Path, nvcc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "toy.cu"
+    source.write_text("")
+    cuda, plain = Extension("attn_toy", (source,), architecture="9.0a"), Extension("attn_toy", ())
+    names = []
+    for release in ("13.0", "13.0", "13.1"):
+        monkeypatch.setenv("RELEASE", release)
+        build._nvcc_version.cache_clear()
+        names.append((build.library(cuda), build.library(plain)))
+    build._nvcc_version.cache_clear()
+    assert names[0] == names[1]
+    assert names[0][0] != names[2][0]
+    assert names[0][1] == names[2][1]
 
 
 @pytest.mark.parametrize(

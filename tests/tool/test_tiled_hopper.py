@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,12 +13,26 @@ import torch
 from attn_impls import tiled
 from attn_impls.implementation import Implementation
 from attn_impls.problem import CAUSAL, FULL, Mask, Problem
-from attn_impls.tiled import OVERLAP, WGMMA, WS, build, ops, tiled_overlap, tiled_wgmma, tiled_ws
+from attn_impls.tiled import (
+    ASYNC,
+    HOPPER,
+    OVERLAP,
+    WGMMA,
+    WS,
+    build,
+    ops,
+    tiled_hopper,
+    tiled_overlap,
+    tiled_wgmma,
+    tiled_ws,
+)
 from tests.tool.test_tiled_tensor_cores import (
     PROBLEMS,
     assert_graph_computes_on_new_inputs,
+    assert_near,
     assert_right,
     dtype_of,
+    gradients,
     inputs,
 )
 
@@ -31,7 +47,7 @@ LARGER = (
     Problem(70_000, 1, 1, 3, 5, 64, "bf16", CAUSAL),  # past the 65535 blocks of a grid's y and z
     Problem(1, 70_000, 1, 3, 5, 64, "bf16", CAUSAL),
 )
-RUNGS = (tiled_wgmma, tiled_ws, tiled_overlap)
+RUNGS = (tiled_wgmma, tiled_ws, tiled_overlap, tiled_hopper)
 IMPLEMENTATIONS = pytest.mark.parametrize("impl", RUNGS, ids=lambda impl: impl.name)
 
 
@@ -50,7 +66,8 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 def test_probe_compiles_and_has_a_check_for_every_layer(probe: Path) -> None:
     listed = subprocess.run([probe, "list"], capture_output=True, text=True, timeout=60, check=True).stdout.split()
-    assert {each.split("_")[0] for each in listed} >= {"load", "store", "ring", "wgmma"}
+    layers = {"load", "store", "ring", "wgmma", "run", "matrices", "exchange"}
+    assert {each.split("_")[0] for each in listed} >= layers
 
 
 @pytest.mark.parametrize(
@@ -79,6 +96,50 @@ def test_it_is_built_for_hopper_whatever_else_is(monkeypatch: pytest.MonkeyPatch
     assert build.library(WS.extension) == name == build.library(WGMMA.extension)
 
 
+def test_backward_is_shared_and_wide_heads_go_to_another() -> None:
+    assert (
+        HOPPER.backward_names
+        == OVERLAP.backward_names
+        == WS.backward_names
+        == ("ws_backward", "ws_backward_deterministic")
+    )
+    assert WGMMA.backward_names == ()
+    assert [WS.differentiates(head_dim) for head_dim in (8, 128, 136, 256)] == [WS, WS, ASYNC, ASYNC]
+    assert not tiled_wgmma.capabilities.backward
+    assert tiled_hopper.capabilities.backward
+
+
+def test_autograd_calls_the_backward_that_takes_the_head_dim(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    def forward(q: torch.Tensor, *rest: object) -> tuple[torch.Tensor, torch.Tensor]:
+        return q.clone(), q.new_zeros(q.shape[:3])
+
+    def backward_of(name: str) -> Callable[..., tuple[torch.Tensor, ...]]:
+        def backward(dout: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: object) -> object:
+            called.append(name)
+            return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+
+        return backward
+
+    def build_load(extension: build.Extension) -> None:
+        for operator, schema, function in (
+            ("test_narrow_forward", ops._FORWARD_SCHEMA, forward),
+            ("test_narrow_backward", ops._BACKWARD_SCHEMA, backward_of("narrow")),
+        ):
+            torch.library.define(f"attn_tiled::{operator}", schema)
+            torch.library.impl(f"attn_tiled::{operator}", "cpu", function)
+
+    ops.define("test_wide", forward, backward_of("wide"))
+    monkeypatch.setattr(build, "load", build_load)
+    wide = ops.Family("test_wide", ASYNC.extension, backward=True)
+    narrow = ops.Family("test_narrow", ASYNC.extension, backward=True, widest_backward=8, wider=wide)
+    for head_dim in (8, 16):
+        q = torch.zeros(1, 1, 2, head_dim, requires_grad=True)
+        ops.attention(narrow, q, q, q, 1.0, 0, 0)[0].sum().backward()
+    assert called == ["narrow", "wide"]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(tiled_ws.why_unavailable("cuda") is not None, reason=str(tiled_ws.why_unavailable("cuda")))
 class TestOnHopper:
@@ -93,7 +154,44 @@ class TestOnHopper:
     def test_numbers(self, impl: Implementation, problem: Problem) -> None:
         qkv = inputs(problem, "cuda", dtype_of(problem))
         out, lse = impl(*qkv, problem, return_lse=True)
-        assert_right(out, lse, qkv, problem, backward=False)
+        assert_right(out, lse, qkv, problem, backward=impl.capabilities.backward, use_lse=impl is tiled_overlap)
+
+    @pytest.mark.parametrize("problem", [*PROBLEMS, *LARGER], ids=lambda problem: problem.id)
+    def test_deterministic_backward_repeats_its_bits(self, problem: Problem) -> None:
+        qkv = inputs(problem, "cuda", dtype_of(problem))
+        out, lse = tiled_ws(*qkv, problem, return_lse=True)
+        torch.use_deterministic_algorithms(True)
+        try:
+            assert_right(out, lse, qkv, problem, backward=True, use_lse=True)
+            first = gradients(out, lse, qkv, True)
+            again = [gradients(out, lse, qkv, True) for _ in range(20)]
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert all(torch.equal(a, b) for some in again for a, b in zip(first, some, strict=True))
+
+    def test_backward_offsets_past_32_bits(self) -> None:
+        """k and v have 2.7e9 numbers each; the last head lies past the first 2^31 of them."""
+        q = torch.randn(1, 40, 1, 64, device="cuda", dtype=torch.bfloat16) * 6
+        k, v = (torch.randn(1, 40, 1 << 20, 64, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        problem = Problem(1, 40, 40, 1, 1 << 20, 64, "bf16", FULL)
+        qkv = tuple(x.requires_grad_() for x in (q, k, v))
+        dout = torch.randn_like(q)
+        got = torch.autograd.grad(tiled_ws(*qkv, problem), qkv, dout)
+        last = tuple(x[:, -1:].detach().double().requires_grad_() for x in qkv)
+        expected = (last[0] @ last[1].mT * problem.softmax_scale).softmax(-1) @ last[2]
+        wanted = torch.autograd.grad(expected, last, dout[:, -1:].double())
+        for x, y in zip(got, wanted, strict=True):
+            assert (x[:, -1:] - y).abs().max() <= 2e-2 * y.abs().max()
+
+    @pytest.mark.parametrize("deterministic", [False, True])
+    def test_backward_of_an_empty_band_ends(self, deterministic: bool) -> None:
+        """Diagonals that cross hide everything; blocks that wait for each other must not wait for ever."""
+        ops.load(WS)
+        q, k, v = (torch.randn(1, 1, 300, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+        out, lse = torch.zeros_like(q), torch.full((1, 1, 300), -torch.inf, device="cuda")
+        operator = getattr(torch.ops.attn_tiled, WS.backward_names[deterministic])
+        grads = operator(torch.randn_like(q), q, k, v, out, lse, None, 0.125, 5, 3)
+        assert not any(x.any() for x in grads)
 
     @IMPLEMENTATIONS
     def test_heads_that_share_memory_and_rows_that_are_not_aligned(self, impl: Implementation) -> None:
@@ -140,7 +238,19 @@ class TestOnHopper:
     def test_graph_on_another_stream_computes_on_new_inputs(self, impl: Implementation) -> None:
         assert_graph_computes_on_new_inputs(impl)
 
-    @pytest.mark.parametrize("family", [WGMMA, WS, OVERLAP], ids=lambda family: family.name)
+    def test_gradient_of_heads_that_share_memory_and_of_one_number(self) -> None:
+        problem = Problem(1, 3, 3, 70, 66, 64, "bf16", CAUSAL)
+        q = torch.randn(1, 70, 3, 64, device="cuda").bfloat16().transpose(1, 2).requires_grad_()
+        shared = (torch.randn(1, 1, 66, 64, device="cuda").bfloat16() for _ in range(2))
+        k, v = (x.expand(1, 3, 66, 64).requires_grad_() for x in shared)
+        out = tiled_ws(q, k, v, problem)
+        wide = tuple(x.detach().double().requires_grad_() for x in (q, k, v))
+        expected = tiled.tiled_torch(*wide, problem)
+        got, wanted = (torch.autograd.grad(x.sum(), y) for x, y in ((out, (q, k, v)), (expected, wide)))
+        for x, y in zip(got, wanted, strict=True):
+            assert_near(x, y)
+
+    @pytest.mark.parametrize("family", [WGMMA, WS, OVERLAP, HOPPER], ids=lambda family: family.name)
     def test_opcheck(self, family: ops.Family) -> None:
         problem = PROBLEMS[0]
         ops.load(family)
@@ -148,6 +258,30 @@ class TestOnHopper:
         operator = getattr(torch.ops.attn_tiled, f"{family.name}_forward")
         diagonals = ops.diagonals(problem.mask, problem.q_len, problem.kv_len)
         torch.library.opcheck(operator, [*plain, 0.5, *diagonals])
+        out, lse = operator(*plain, 0.5, *diagonals)
+        for backward in family.backward_names:
+            utils = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+            for dlse in (None, torch.ones_like(lse)):
+                arguments = [torch.ones_like(out), *plain, out, lse, dlse, 0.5, *diagonals]
+                torch.library.opcheck(getattr(torch.ops.attn_tiled, backward), arguments, test_utils=utils)
+
+    @IMPLEMENTATIONS
+    def test_a_thread_whose_first_call_of_cuda_it_is(self, impl: Implementation) -> None:
+        """As autograd's, which begins without a context and allocates nothing where memory was kept."""
+        problem = Problem(2, 2, 2, 200, 200, 64, "bf16", CAUSAL)
+        qkv = inputs(problem, "cuda", torch.bfloat16)
+
+        def grads() -> tuple[torch.Tensor, ...]:
+            return torch.autograd.grad(impl(*qkv, problem).float().square().sum(), qkv)
+
+        kept = [torch.empty(1 << 20, device="cuda") for _ in range(40)]
+        del kept
+        here = grads()
+        with ThreadPoolExecutor(1) as thread:
+            out = thread.submit(lambda: impl(*(x.detach() for x in qkv), problem)).result()
+        torch.testing.assert_close(out, impl(*qkv, problem), rtol=0, atol=0)
+        for x, y in zip(grads(), here, strict=True):
+            torch.testing.assert_close(x, y, rtol=2e-2, atol=1e-2)
 
     @IMPLEMENTATIONS
     def test_launches_repeat_their_bits(self, impl: Implementation) -> None:

@@ -18,6 +18,7 @@ from attn_impls.problem import CAUSAL, FULL, Mask, Problem
 from attn_impls.registry import discover
 from attn_impls.tiled import build, ops, tiled_torch
 from attn_impls.tiled.ops import Family
+from tests.tool.emulation import register_on_the_cpu
 
 # In the order of the climb.
 FP32_RUNGS = ("global", "smem", "pad", "coalesced", "unroll", "regs")
@@ -176,10 +177,7 @@ def extension(tmp_path_factory: pytest.TempPathFactory) -> build.Extension:
     (cuda / "launch.h").write_text(LAUNCH)
     (cuda / "element.h").write_text(ELEMENT)
     (cuda / "shared_memory.h").write_text(SHARED_MEMORY)
-    for old, new in (("(attn_tiled, CUDA,", "(attn_tiled, CPU,"), ("(#NAME", '("emulated_" #NAME')):
-        header = (cuda / "register_forward.h").read_text()
-        assert old in header
-        (cuda / "register_forward.h").write_text(header.replace(old, new))
+    register_on_the_cpu(cuda / "register_forward.h")
     for rung in FP32_RUNGS:
         (cuda / f"{rung}_forward.cpp").write_text('#include "launch.h"\n' + (cuda / f"{rung}_forward.cu").read_text())
     sources = tuple(cuda / f"{rung}_forward.cpp" for rung in FP32_RUNGS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -45,6 +47,37 @@ def test_compiles_without_graph_breaks(family: Family) -> None:
         torch.autograd.grad(compiled(*args), args[:3]), torch.autograd.grad(loss(*args), args[:3]), strict=True
     ):
         torch.testing.assert_close(got, expected)
+
+
+@FAMILIES
+def test_call_that_needs_no_gradient_goes_past_the_derivative(family: Family) -> None:
+    """The derivative's Python takes longer than all other work on the host, and does nothing there."""
+
+    def functions_called(*args: object) -> tuple[torch.Tensor, set[str]]:
+        called: set[str] = set()
+        sys.setprofile(lambda frame, event, argument: called.add(frame.f_code.co_name))
+        try:
+            out, _ = ops.attention(family, *args)
+        finally:
+            sys.setprofile(None)
+        return out, called
+
+    ops.load(family)
+    out, called = functions_called(*arguments(requires_grad=True))
+    assert out.requires_grad
+    assert "autograd_impl" in called
+    with torch.no_grad():
+        same, of_no_grad = functions_called(*arguments(requires_grad=True))
+    plain, of_plain = functions_called(*arguments())
+    assert "autograd_impl" not in of_no_grad | of_plain
+    assert torch.equal(out, same)
+    assert torch.equal(out, plain)
+
+
+def test_transforms_are_refused_and_not_taken_for_constants() -> None:
+    q, k, v, *rest = arguments()
+    with pytest.raises(RuntimeError, match="functorch"):
+        torch.func.grad(lambda q: ops.attention(CPU, q, k, v, *rest)[0].sum())(q)
 
 
 @FAMILIES

@@ -17,6 +17,7 @@ from attn_impls.implementation import Implementation
 from attn_impls.problem import CAUSAL, FULL, Mask, Problem
 from attn_impls.tiled import ASYNC, MMA, build, ops, tiled_async, tiled_mma, tiled_torch
 from attn_impls.tiled.ops import Family
+from tests.tool.emulation import register_on_the_cpu
 
 EMULATOR = Path(__file__).parent / "emulator"
 TOP_LEFT = Mask("causal_top_left")
@@ -39,25 +40,31 @@ PROBLEMS = [
 FAMILIES = pytest.mark.parametrize("name", ["mma", "async"])
 
 
-def emulate(family: Family, folder: Path) -> Family:
-    """Make operators ``attn_tiled::emulated_<name>_*`` on CPU tensors from the CUDA sources of ``family``."""
+def emulated_folder(folder: Path) -> tuple[Path, tuple[str, ...]]:
+    """Copy ``csrc`` to ``folder``, with the emulator's headers; return where, and the flags to compile it."""
     root = folder / "csrc"
     shutil.copytree(build.CSRC, root)
-    for header in EMULATOR.glob("*.h"):
-        shutil.copy(header, root / "cuda")
+    for header in EMULATOR.rglob("*.h"):
+        shutil.copy(header, root / ("hopper" if header.parent.name == "hopper" else "cuda"))
+    register_on_the_cpu(root / "cuda" / "register_forward.h")
+    return root, ("-std=c++20", "-O1", "-w", "-include", str(root / "cuda" / "emulator.h"))
+
+
+def emulate(family: Family, folder: Path) -> Family:
+    """Make operators ``attn_tiled::emulated_<name>_*`` on CPU tensors from the CUDA sources of ``family``."""
+    root, flags = emulated_folder(folder)
     sources = []
     for original in family.extension.sources:
+        if not original.stem.startswith(f"{family.name}_"):  # a rung that shares the library
+            continue
         text = original.read_text().replace("(attn_tiled, CUDA,", "(attn_tiled, CPU,")
-        sources.append(root / "cuda" / f"emulated_{original.stem}.cpp")
+        sources.append(root / original.parent.name / f"emulated_{original.stem}.cpp")
         sources[-1].write_text(re.sub(rf'"({family.name}_\w+)(?=[("])', r'"emulated_\1', text))
-    include = ("-include", str(root / "cuda" / "emulator.h"))
     extension = build.Extension(
-        f"attn_tiled_emulated_{family.name}",
-        tuple(sources),
-        (root, root / "cuda"),
-        cflags=("-std=c++20", "-O1", "-w", *include),
+        f"attn_tiled_emulated_{family.name}", tuple(sources), (root, root / "cuda", root / "hopper"), cflags=flags
     )
-    return Family(f"emulated_{family.name}", extension, family.backward, family.deterministic_backward)
+    backward = family.backward and family.backward_of in ("", family.name)  # not where another rung's source has it
+    return Family(f"emulated_{family.name}", extension, backward, backward and family.deterministic_backward)
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,13 @@
 // from 2.11 on, in about two seconds a file; torch/extension.h takes twenty times that.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <array>
 #include <cstdint>
 #include <limits>
 #include <sstream>
@@ -108,18 +110,35 @@ inline void check_saved(const Tensor& q, const Tensor& dout, const Tensor& out, 
                   "lse and its gradient must be contiguous float32 [batch, heads, q_len], got ", sizes_of(lse));
 }
 
+// An uninitialised tensor on the device of `on`, straight from the shim: a function of torch/csrc/stable/ops.h looks
+// its operator up by name and boxes what it is given, a microsecond each time.
+template <size_t dims>
+Tensor empty_strided(const Tensor& on, const std::array<int64_t, dims>& sizes, const std::array<int64_t, dims>& strides,
+                     int32_t dtype) {
+  int32_t device_type = 0;
+  AtenTensorHandle made = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(on.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dims, sizes.data(), strides.data(), dtype, device_type, on.get_device_index(), &made));
+  return Tensor(made);
+}
+
 // An uninitialised tensor of the shape and in the memory order of `like`: a bshd view gives a bshd view.
 inline Tensor empty_in_order_of(const Tensor& like) {
+  const int64_t heads = like.size(1), rows = like.size(2), columns = like.size(3);
   const bool heads_inside = like.stride(1) < like.stride(2);
-  const int64_t second = heads_inside ? like.size(2) : like.size(1);
-  const int64_t third = heads_inside ? like.size(1) : like.size(2);
-  Tensor made = torch::stable::new_empty(like, {like.size(0), second, third, like.size(3)});
-  return heads_inside ? torch::stable::transpose(made, 1, 2) : made;
+  int32_t dtype = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  return empty_strided<4>(
+      like, {like.size(0), heads, rows, columns},
+      {heads * rows * columns, heads_inside ? columns : rows * columns, heads_inside ? heads * columns : columns, 1},
+      dtype);
 }
 
 // The log-sum-exp of every query, fp32 [B, H, Q], uninitialised.
 inline Tensor empty_lse(const Tensor& q) {
-  return torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, ScalarType::Float);
+  const int64_t heads = q.size(1), rows = q.size(2);
+  return empty_strided<3>(q, {q.size(0), heads, rows}, {heads * rows, rows, 1}, aoti_torch_dtype_float32());
 }
 
 // Call body(T{}) with the C++ type of the elements of `tensor`, which check_inputs has checked.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -53,12 +54,28 @@ CASES = [
     (Problem(2, 2, 2, 150, 150, 64, "bf16", CAUSAL), "shifted"),
     (Problem(1, 2, 2, 4096, 4096, 64, "bf16", CAUSAL), "bshd"),
     (Problem(1, 2, 2, 4096, 4096, 128, "bf16", FULL), "bshd"),
+    # More query tiles than an H100 has multiprocessors, so that blocks that stay compute several each: heads that are
+    # no multiple of anything, tiles without keys between others, ragged last ones, one key tile each, groups.
+    (Problem(3, 29, 29, 333, 333, 64, "bf16", FULL), "bshd"),
+    (Problem(3, 29, 29, 333, 333, 64, "fp16", CAUSAL), "bhsd"),
+    (Problem(2, 21, 7, 640, 640, 128, "bf16", CAUSAL), "bshd"),
+    (Problem(2, 21, 7, 640, 700, 128, "fp16", FULL), "bshd"),
+    (Problem(1, 23, 23, 1400, 260, 64, "bf16", CAUSAL), "bshd"),
+    (Problem(1, 23, 23, 1400, 260, 128, "bf16", CAUSAL), "bshd"),
+    (Problem(2, 12, 4, 1000, 300, 128, "bf16", Mask("window", 40, 10)), "bshd"),
+    (Problem(1, 40, 40, 1100, 1100, 64, "bf16", Mask("window", 200, 0)), "bshd"),
+    (Problem(2, 24, 8, 600, 600, 256, "bf16", CAUSAL), "bshd"),
+    (Problem(2, 24, 24, 600, 610, 256, "fp16", FULL), "bshd"),
+    (Problem(50, 9, 9, 30, 30, 64, "bf16", CAUSAL), "bshd"),
+    (Problem(50, 9, 3, 130, 7, 128, "bf16", FULL), "bshd"),
+    (Problem(2, 40, 40, 576, 576, 64, "bf16", FULL), "bshd"),
+    (Problem(2, 40, 40, 576, 576, 64, "bf16", TOP_LEFT), "bshd"),
 ]
 TIMED = [
     Problem(16384 // length, 2048 // width, 2048 // width, length, length, width, "bf16", mask)
     for width in (64, 128)
     for mask in (FULL, CAUSAL)
-    for length in (1024, 4096, 16384)
+    for length in (512, 1024, 4096, 16384)
 ]
 ROUNDS, WARM = 9, 3
 
@@ -74,13 +91,14 @@ ASYNC_FORWARD = Family(
     backward=False,
 )
 Tensor = torch.Tensor
+Call = Callable[[Tensor, Tensor, Tensor, Problem], tuple[Tensor, Tensor]]
 
 
 def family_of(rung: str) -> Family:
     return ASYNC_FORWARD if rung == "tiled-async" else getattr(tiled, rung.removeprefix("tiled-").upper())
 
 
-def call_of(name: str) -> Callable[[Tensor, Tensor, Tensor, Problem], tuple[Tensor, Tensor]]:
+def call_of(name: str) -> Call:
     family = family_of(name)
 
     def call(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
@@ -117,13 +135,20 @@ def expected(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor,
     return scores.softmax(-1).nan_to_num(0.0) @ v, scores.logsumexp(-1)
 
 
-def check(rung: str) -> int:
+def check(rung: str, call: Call) -> int:
     """Print one line a case; what a kernel leaves unwritten shows as NaN, which deterministic mode fills in."""
+    return check_numbers(rung, call) + check_launches(rung, call) + check_far_offsets(rung, call)
+
+
+def check_numbers(rung: str, call: Call, takes: Callable[[Problem], bool] = lambda problem: True) -> int:
+    """Compare with attention in fp32, in the cases that ``call`` takes. Returns in how many it differs."""
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.use_deterministic_algorithms(True)
-    call, wrong = call_of(rung), 0
+    wrong = 0
     for problem, layout in CASES:
+        if not takes(problem):
+            continue
         q = tensor(problem.batch, problem.heads, problem.q_len, problem, layout if layout != "expanded" else "bshd")
         k, v = (tensor(problem.batch, problem.kv_heads, problem.kv_len, problem, layout) for _ in range(2))
         out, lse = call(q, k, v, problem)
@@ -148,12 +173,43 @@ def check(rung: str) -> int:
         print("ok " if right else "BAD", rung, said)
         sys.stdout.flush()
     torch.use_deterministic_algorithms(False)
-    problem = Problem(4, 16, 16, 2048, 2048, 128, "bf16", CAUSAL)
-    qkv = [tensor(4, 16, 2048, problem, "bshd") for _ in range(3)]
+    return wrong
+
+
+def check_launches(rung: str, call: Call, width: int = 128) -> int:
+    """Compare the bits of one launch with those of others: one after the other, side by side, and out of a graph."""
+    problem = Problem(4, 2048 // width, 2048 // width, 2048, 2048, width, "bf16", CAUSAL)
+    qkv = [tensor(problem.batch, problem.heads, problem.q_len, problem, "bshd") for _ in range(3)]
     first, _ = call(*qkv, problem)
-    differ = sum(not torch.equal(first, call(*qkv, problem)[0]) for _ in range(50))
-    print(f"{'BAD' if differ else 'ok '} {rung}: {differ} of 50 launches differ from the first in their bits")
-    # The last head of k and v lies past the first 2^31 numbers.
+    after = [call(*qkv, problem)[0] for _ in range(50)]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    beside = []
+    for _ in range(10):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                beside.append(call(*qkv, problem)[0])
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured, _ = call(*qkv, problem)
+    replayed = []
+    for _ in range(5):
+        captured.zero_()
+        graph.replay()
+        replayed.append(captured.clone())
+    differ = 0
+    for how, outs in (("in a row", after), ("on three streams", beside), ("of a graph", replayed)):
+        other = sum(not torch.equal(first, out) for out in outs)
+        print(
+            f"{'BAD' if other else 'ok '} {rung}: {other} of {len(outs)} launches {how} differ from the first in bits"
+        )
+        differ += other
+    return differ
+
+
+def check_far_offsets(rung: str, call: Call) -> int:
+    """Ask for attention to a head of k and v that lies past the first 2^31 numbers."""
     problem = Problem(1, 40, 40, 1, 1 << 20, 64, "bf16", FULL)
     q = torch.randn(1, 40, 1, 64, device="cuda", dtype=torch.bfloat16) * 6
     k, v = (torch.randn(1, 40, 1 << 20, 64, device="cuda", dtype=torch.bfloat16) for _ in range(2))
@@ -161,34 +217,38 @@ def check(rung: str) -> int:
     want, _ = expected(q[:, -1:], k[:, -1:], v[:, -1:], Problem(1, 1, 1, 1, 1 << 20, 64, "bf16", FULL))
     far = ((out[:, -1:].float() - want).abs().max() / want.abs().max()).item()
     print(f"{'ok ' if far <= 2e-2 else 'BAD'} {rung}: offsets past 32 bits, error {far:.2g}")
-    return wrong + differ + (far > 2e-2)
+    return int(far > 2e-2)
+
+
+def milliseconds(calls: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
+    """Return the median time of each call on the device: they take turns, each with a cold L2 cache."""
+    flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    for turn in range(WARM + rounds):
+        first = turn % len(names)  # so that none is always the first of a turn, or the last
+        for name in names[first:] + names[:first]:
+            flush.zero_()
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            calls[name]()
+            end.record()
+            end.synchronize()
+            if turn >= WARM:
+                times[name].append(begin.elapsed_time(end))
+    return {name: statistics.median(taken) for name, taken in times.items()}
 
 
 def measure(names: list[str]) -> int:
-    """Print a table of medians: the implementations take turns, each call with a cold L2 cache."""
+    """Print a table of medians."""
     registry = discover()
-    flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
     print(f"{'bf16, TFLOP/s (ms)':34s}" + "".join(f"{name:>20s}" for name in names))
     for problem in TIMED:
         qkv = [tensor(problem.batch, problem.heads, problem.q_len, problem, "bshd") for _ in range(3)]
-        times: dict[str, list[float]] = {name: [] for name in names}
-        for turn in range(WARM + ROUNDS):
-            first = turn % len(names)  # so that none is always the first of a turn, or the last
-            for name in names[first:] + names[:first]:
-                call = call_of(name) if name.startswith("tiled-") else registry[name]
-                flush.zero_()
-                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                begin.record()
-                call(*qkv, problem)
-                end.record()
-                end.synchronize()
-                if turn >= WARM:
-                    times[name].append(begin.elapsed_time(end))
-        cells = ""
-        for name in names:
-            ms = statistics.median(times[name])
-            cells += f"{problem.flops(Direction.FWD) / ms / 1e9:12.0f} ({ms:5.3f})"
-        print(f"{problem.id:34s}{cells}", flush=True)
+        functions = {name: call_of(name) if name.startswith("tiled-") else registry[name] for name in names}
+        taken = milliseconds({name: partial(call, *qkv, problem) for name, call in functions.items()})
+        cells = (f"{problem.flops(Direction.FWD) / ms / 1e9:12.0f} ({ms:5.3f})" for ms in taken.values())
+        print(f"{problem.id:34s}{''.join(cells)}", flush=True)
     return 0
 
 
@@ -198,7 +258,7 @@ def main(arguments: list[str]) -> int:
         for name in names:
             ops.load(family_of(name))
         return 0
-    return min(check(names[0]), 99) if what == "check" else measure(names)
+    return min(check(names[0], call_of(names[0])), 99) if what == "check" else measure(names)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 # reports/h100/ladder/hopper.sh [RUNG...]. Every kernel runs in a process of its own under a time limit, as one that
 # waits for ever would take the rest along.
 set -uo pipefail
-rungs=("${@:-tiled-wgmma tiled-ws tiled-overlap}")
+rungs=("${@:-tiled-wgmma tiled-ws tiled-overlap tiled-hopper}")
 read -ra rungs <<< "${rungs[*]}"
 export PYTHONPATH=. PYTHONDONTWRITEBYTECODE=1
 folder=$(mktemp -d)

@@ -17,11 +17,14 @@
 #include <cstring>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #define __global__
 #define __device__
 #define __launch_bounds__(...)
+#define __grid_constant__
+#define __forceinline__ inline
 
 using __half = torch::headeronly::Half;
 using __nv_bfloat16 = torch::headeronly::BFloat16;
@@ -38,12 +41,14 @@ struct float4 {
 struct uint4 {
   uint32_t x, y, z, w;
 };
-inline dim3 threadIdx, blockIdx;
+inline dim3 threadIdx, blockIdx, gridDim;
+using std::max;
+using std::min;
 
 namespace emulator {
 
-constexpr int kLanes = 32, kMostThreads = 256, kSharedBytes = 227 * 1024;
-constexpr size_t kStack = 256 * 1024;
+constexpr int kLanes = 32, kMostThreads = 512, kSharedBytes = 227 * 1024;
+constexpr size_t kStack = 128 * 1024;
 constexpr int kPoison = 0xff;  // a NaN in every type
 alignas(1024) inline unsigned char shared_memory[kSharedBytes];
 
@@ -55,16 +60,19 @@ struct Copy {
 struct Fiber {
   ucontext_t context;
   std::vector<char> stack = std::vector<char>(kStack);
-  bool done, at_barrier, waits_for_warp;
+  bool done, at_barrier, waits_for_warp, polls;
   const void* instruction;  // which warp-wide instruction it waits at, and with what
   void* argument;
-  std::vector<std::vector<Copy>> groups;  // of copies; the last is not committed yet
+  std::vector<std::vector<Copy>> groups;                     // of copies; the last is not committed yet
+  std::vector<std::vector<std::function<void()>>> products;  // of wgmma, likewise
 };
 inline std::vector<Fiber> fibers(kMostThreads);
 inline ucontext_t scheduler;
 inline int current;
 inline std::function<void()> body;
 inline std::string failure;
+inline long progress;  // of threads that poll: a pass over all threads without any would be followed by the same again
+inline std::vector<std::function<void()>> later;  // what TMA does at the end of a pass
 
 inline void fail(const std::string& what) {
   if (failure.empty()) failure = what;
@@ -73,6 +81,11 @@ inline void fail(const std::string& what) {
 inline void yield() {
   const int self = current;
   swapcontext(&fibers[self].context, &scheduler);
+}
+// Come back when all other threads have run.
+inline void poll() {
+  fibers[current].polls = true;
+  yield();
 }
 inline void enter() {
   body();
@@ -88,25 +101,37 @@ inline void run_block(int threads, int64_t bytes) {
     fiber.context.uc_stack.ss_sp = fiber.stack.data();
     fiber.context.uc_stack.ss_size = kStack;
     fiber.context.uc_link = &scheduler;
-    fiber.done = fiber.at_barrier = fiber.waits_for_warp = false;
+    fiber.done = fiber.at_barrier = fiber.waits_for_warp = fiber.polls = false;
     fiber.groups.assign(1, {});
+    fiber.products.assign(1, {});
     makecontext(&fiber.context, enter, 0);
   }
   for (bool alive = true; alive;) {
     alive = false;
-    bool all_done = true, all_wait = true;
+    bool all_done = true, all_wait = true, polled = false;
+    const long before = progress;
     for (int warp = 0; warp < threads; warp += kLanes) {
       for (bool busy = true; busy;) {
         busy = false;
         for (int thread = warp; thread < warp + kLanes; ++thread) {
           Fiber& fiber = fibers[thread];
-          if (fiber.done || fiber.at_barrier || fiber.waits_for_warp) continue;
+          if (fiber.done || fiber.at_barrier || fiber.waits_for_warp || fiber.polls) continue;
           current = thread;
           threadIdx = dim3{unsigned(thread)};
           swapcontext(&scheduler, &fiber.context);
           busy = true;
         }
       }
+    }
+    for (auto& work : std::exchange(later, {})) work();
+    for (int thread = 0; thread < threads; ++thread) {
+      polled |= fibers[thread].polls;
+      fibers[thread].polls = false;
+    }
+    if (polled) {
+      alive = failure.empty();
+      if (progress == before) return fail("threads wait for ever");
+      continue;
     }
     for (int thread = 0; thread < threads; ++thread) {
       Fiber& fiber = fibers[thread];
@@ -124,6 +149,9 @@ inline void run_block(int threads, int64_t bytes) {
   for (int thread = 0; thread < threads; ++thread) {
     for (const auto& group : fibers[thread].groups) {
       if (!group.empty()) fail("a copy is still under way at the end of the block");
+    }
+    for (const auto& group : fibers[thread].products) {
+      if (!group.empty()) fail("a product is still under way at the end of the block");
     }
   }
   for (int64_t i = bytes; i < kSharedBytes; ++i) {
@@ -150,20 +178,15 @@ void with_warp(const void* instruction, Argument& argument, const Compute& compu
   for (int thread = warp; thread < warp + kLanes; ++thread) fibers[thread].waits_for_warp = false;
 }
 
-struct Shuffle {
-  float given, taken;
-};
-inline float from_lane_xor(float x, int step) {
-  static const char instruction = 0;
-  Shuffle shuffle{x, 0};
-  with_warp(&instruction, shuffle, [](Shuffle** lanes) {
-    for (int lane = 0; lane < kLanes; ++lane) lanes[lane]->taken = 0;
-  });
-  // Each lane's own step may differ in principle, so every lane takes for itself while all values still stand.
-  shuffle.taken = static_cast<Shuffle*>(fibers[current / kLanes * kLanes + (current % kLanes ^ step)].argument)->given;
-  static const char end = 0;
-  with_warp(&end, shuffle, [](Shuffle**) {});
-  return shuffle.taken;
+template <typename T>
+T from_lane(T x, int lane) {
+  static const char instruction = 0, end = 0;
+  T given = x;
+  with_warp(&instruction, given, [](T**) {});
+  // Each lane's choice may differ in principle, so every lane takes for itself while all values still stand.
+  x = *static_cast<T*>(fibers[current / kLanes * kLanes + lane].argument);
+  with_warp(&end, given, [](T**) {});
+  return x;
 }
 inline bool any_lane(bool x) {
   static const char instruction = 0;
@@ -202,8 +225,14 @@ inline void run_copy(const Copy& copy) {
 
 }  // namespace emulator
 
+inline int atomicAdd(int* to, int x) {
+  return std::exchange(*to, *to + x);
+}
+
 #define __syncthreads() emulator::barrier()
 #define __syncwarp() emulator::meet_warp()
-#define __shfl_xor_sync(mask, x, step) emulator::from_lane_xor(x, step)
+#define __shfl_xor_sync(mask, x, step) emulator::from_lane(x, emulator::current % emulator::kLanes ^ (step))
+#define __shfl_sync(mask, x, lane) emulator::from_lane(x, lane)
 #define __any_sync(mask, x) emulator::any_lane(x)
+#define __float_as_uint(x) std::bit_cast<uint32_t>(x)
 #define __int_as_float(bits) std::bit_cast<float>(unsigned(bits))

@@ -11,6 +11,7 @@ void launch(const Tensor&, int64_t blocks, dim3 threads, int64_t bytes, void (*k
   STD_TORCH_CHECK(bytes <= emulator::kSharedBytes, "a block needs ", bytes, " bytes of shared memory");
   emulator::failure.clear();
   emulator::body = [=] { kernel(args...); };
+  gridDim = dim3{unsigned(blocks)};
   for (int64_t block = 0; block < blocks && emulator::failure.empty(); ++block) {
     blockIdx = dim3{unsigned(block)};
     emulator::run_block(static_cast<int>(threads.x), bytes);

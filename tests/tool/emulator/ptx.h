@@ -19,6 +19,9 @@ inline void store_shared(uint32_t at, uint32_t x) {
 inline uint4 load_shared_16_bytes(uint32_t at) {
   return std::bit_cast<uint4>(*reinterpret_cast<const std::array<char, 16>*>(emulator::at(at, 16)));
 }
+inline uint32_t load_shared_word(uint32_t at) {
+  return std::bit_cast<uint32_t>(*reinterpret_cast<const std::array<char, 4>*>(emulator::at(at, 4)));
+}
 inline float2 load_shared_two_floats(uint32_t at) {
   return std::bit_cast<float2>(*reinterpret_cast<const std::array<char, 8>*>(emulator::at(at, 8)));
 }
@@ -57,6 +60,26 @@ inline void load_matrices(uint32_t at, uint32_t (&to)[4]) {
 }
 inline void load_matrices_transposed(uint32_t at, uint32_t (&to)[4]) {
   emulate_load_matrices<true>(at, to);
+}
+
+struct MatrixStore {
+  uint32_t at;
+  const uint32_t* from;
+};
+inline void store_matrices(uint32_t at, const uint32_t (&from)[4]) {
+  static const char instruction = 0;
+  MatrixStore store{at, from};
+  emulator::with_warp(&instruction, store, [](MatrixStore** lanes) {
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      unsigned banks = 0;
+      for (int row = 0; row < 8; ++row) {
+        const uint32_t to = lanes[8 * matrix + row]->at;
+        for (int i = 0; i < 4; ++i) std::memcpy(emulator::at(to, 16) + i * 4, lanes[row * 4 + i]->from + matrix, 4);
+        banks |= 1u << to / 16 % 8;
+      }
+      if (banks != 0xff) emulator::fail("a bank conflict in stmatrix");
+    }
+  });
 }
 
 template <typename T>
@@ -111,7 +134,6 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
 inline float fast_exp2(float x) {
   return std::exp2(x);
 }
-
 // A copy happens as late as it may, when it is waited for, and destroys what it will overwrite as soon as it is
 // started.
 inline void start_copy(uint32_t to, const void* from, bool valid) {

@@ -18,9 +18,12 @@
 
 #include "cuda/ptx.h"
 #include "hopper/barrier.h"
-#include "hopper/copy_engine.h"
+#include "hopper/bulk_copy.h"
+#include "hopper/choice.h"
+#include "hopper/held_rows.h"
 #include "hopper/pipeline.h"
 #include "hopper/tensor_map.h"
+#include "hopper/tma.h"
 #include "hopper/wgmma.h"
 
 using namespace attn;
@@ -53,18 +56,23 @@ struct OnDevice {  // managed memory: both sides see it
 };
 
 template <typename Kernel, typename... Args>
-void run(Kernel kernel, int threads, int shared_bytes, const Args&... args) {
+void run_blocks(Kernel kernel, int blocks, int threads, int shared_bytes, const Args&... args) {
   must(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), "shared memory");
-  kernel<<<1, threads, shared_bytes>>>(args...);
+  kernel<<<blocks, threads, shared_bytes>>>(args...);
   must(cudaGetLastError(), "launch");
   must(cudaDeviceSynchronize(), "kernel");
+}
+
+template <typename Kernel, typename... Args>
+void run(Kernel kernel, int threads, int shared_bytes, const Args&... args) {
+  run_blocks(kernel, 1, threads, shared_bytes, args...);
 }
 
 std::string place(int a, int b) {
   return "(" + std::to_string(a) + "," + std::to_string(b) + ")";
 }
 
-// ---- copy engine ----------------------------------------------------------------------------------------------------
+// ---- TMA ------------------------------------------------------------------------------------------------------------
 
 struct Tensor4 {  // [batch, heads, rows, head_dim] that lies as [batch, rows, heads, head_dim]
   int batch, heads, rows, head_dim;
@@ -170,9 +178,162 @@ void check_store(Tensor4 shape, int row, int head, int batch) {
   if (wrong) bad(std::to_string(wrong) + " wrong");
 }
 
+// ---- runs of bytes --------------------------------------------------------------------------------------------------
+
+__global__ void run_load_kernel(const float* from, int bytes, float* dump, int count) {
+  const uint32_t start = shared_memory_start(), barrier = start + count * 4;
+  if (threadIdx.x == 0) {
+    make_barrier(barrier, 1);
+    publish_barriers();
+  }
+  for (int i = threadIdx.x; i < count; i += blockDim.x) store_shared(start + i * 4, __float_as_uint(-1.0f));
+  publish_stores();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    arrive_and_expect(barrier, 2 * bytes);  // two copies, one behind the other
+    start_run_load(start, from, bytes, barrier);
+    start_run_load(start + bytes, from + 4, bytes, barrier);
+  }
+  wait_for_phase(barrier, 0);
+  for (int i = threadIdx.x; i < count; i += blockDim.x) {
+    dump[i] = load_shared_two_floats(start + i / 2 * 8).x;
+    if (i % 2) dump[i] = load_shared_two_floats(start + i / 2 * 8).y;
+  }
+}
+
+void check_run_load(int numbers) {
+  OnDevice<float> from(numbers + 4), dump(2 * numbers + 4);
+  for (int i = 0; i < numbers + 4; ++i) from[i] = float(i);
+  run(run_load_kernel, 64, 8192, from.at, numbers * 4, dump.at, int(dump.count));
+  for (int i = 0; i < int(dump.count); ++i) {
+    const float want = i >= 2 * numbers ? -1.0f : i < numbers ? float(i) : float(i - numbers + 4);
+    if (dump[i] != want) bad("number " + std::to_string(i) + " is " + std::to_string(dump[i]));
+  }
+}
+
+// So that additions find the memory where the device has it.
+__global__ void clear_kernel(float* to, int count) {
+  for (int i = threadIdx.x; i < count; i += blockDim.x) to[i] = 0;
+}
+
+// Every warp adds 4096 bytes of its own `times` times, its place in shared memory used again each time.
+__global__ void run_addition_kernel(float* to, int times) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint32_t mine = shared_memory_start() + warp * 4096;
+  for (int turn = 0; turn < times; ++turn) {
+    if (lane == 0) wait_for_additions_to_read();
+    __syncwarp();
+    for (int n = 0; n < 8; ++n) {
+      const auto number = [&](int i) { return __float_as_uint(float((n * 32 + lane) * 4 + i + turn)); };
+      store_shared(mine + (n * 32 + lane) * 16, uint4{number(0), number(1), number(2), number(3)});
+    }
+    publish_stores();
+    __syncwarp();
+    if (lane == 0) start_run_addition(to + (blockIdx.x % 2 * 8 + warp) * 1024, mine, 4096);
+  }
+  if (lane == 0) wait_for_additions();
+}
+
+void check_run_addition() {
+  constexpr int kTimes = 5, kBlocks = 6;
+  OnDevice<float> sums(16 * 1024 + 64);
+  run(clear_kernel, 256, 0, sums.at, int(sums.count));
+  run_blocks(run_addition_kernel, kBlocks, 256, 8 * 4096, sums.at, kTimes);
+  int wrong = 0;
+  for (int i = 0; i < int(sums.count); ++i) {
+    const int added = kBlocks / 2 * kTimes * (i % 1024) + kBlocks / 2 * (kTimes * (kTimes - 1) / 2);
+    const float want = i < 16 * 1024 ? float(added) : 0.0f;
+    if (sums[i] != want && ++wrong <= 3) {
+      bad("sum " + std::to_string(i) + " is " + std::to_string(sums[i]) + ", not " + std::to_string(want));
+    }
+  }
+  if (wrong) bad(std::to_string(wrong) + " wrong");
+}
+
+// Blocks add numbers whose fp32 sum depends on their order, each after those of lower number.
+__global__ void run_in_order_kernel(float* to, int* count) {
+  const uint32_t start = shared_memory_start();
+  const float x = blockIdx.x % 3 == 0 ? 1e8f : blockIdx.x % 3 == 1 ? 3.7f * float(blockIdx.x) : -1e8f;
+  store_shared(start + threadIdx.x * 4, __float_as_uint(x));
+  publish_stores();
+  __syncwarp();
+  if (threadIdx.x != 0) return;
+  wait_until_told(count, blockIdx.x);
+  start_run_addition(to, start, 128);
+  wait_for_additions();
+  tell(count);
+}
+
+void check_run_in_order() {
+  constexpr int kBlocks = 500;
+  float want = 0;
+  for (int block = 0; block < kBlocks; ++block) {
+    want += block % 3 == 0 ? 1e8f : block % 3 == 1 ? 3.7f * float(block) : -1e8f;
+  }
+  for (int turn = 0; turn < 20; ++turn) {
+    OnDevice<float> sums(32);
+    OnDevice<int> count(1);
+    run(clear_kernel, 32, 0, sums.at, 32);
+    run_blocks(run_in_order_kernel, kBlocks, 32, 128, sums.at, count.at);
+    for (int i = 0; i < 32; ++i) {
+      if (sums[i] != want) return bad("sum is " + std::to_string(sums[i]) + ", in order " + std::to_string(want));
+    }
+  }
+}
+
+// ---- fragments to and from shared memory ----------------------------------------------------------------------------
+
+// Each of four warps stores its 16 rows of numbers row * 256 + column, and reads those of the tile as an A again.
+template <typename Tile>
+__global__ void matrices_kernel(uint16_t* dump, uint32_t* read) {
+  constexpr int steps = Tile::kColumns / kPiece;
+  const uint32_t tile = shared_memory_start();
+  const int row = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
+  Held<1, steps> held;
+#pragma unroll
+  for (int k = 0; k < steps; ++k) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t first = (row + lane / 4 + i % 2 * 8) * 256 + k * 16 + lane % 4 * 2 + i / 2 * 8;
+      held.at[0][k][i] = first | (first + 1) << 16;
+    }
+  }
+  store_rows<Tile>(held, tile, row);
+  __syncwarp();
+  const auto again = load_rows<Tile, steps>(tile, row);
+#pragma unroll
+  for (int k = 0; k < steps; ++k) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) read[(threadIdx.x * steps + k) * 4 + i] = again.at[0][k][i] ^ held.at[0][k][i];
+  }
+  __syncthreads();
+  extern __shared__ __align__(1024) unsigned char dynamic_shared_memory[];
+  for (int i = threadIdx.x; i < Tile::kBytes / 2; i += blockDim.x) {
+    dump[i] = reinterpret_cast<const uint16_t*>(dynamic_shared_memory)[i];
+  }
+}
+
+template <int columns>
+void check_matrices() {
+  using Tile = Slabs<64, columns>;
+  OnDevice<uint16_t> dump(Tile::kBytes / 2);
+  OnDevice<uint32_t> differ(128 * columns / 16 * 4);
+  run(matrices_kernel<Tile>, 128, Tile::kBytes, dump.at, differ.at);
+  int wrong = 0;
+  for (int r = 0; r < 64; ++r)
+    for (int d = 0; d < columns; ++d) {
+      const int got = dump[(Tile::offset(r, d / 8) + d % 8 * 2) / 2];
+      if (got != r * 256 + d && ++wrong <= 3) bad("tile " + place(r, d) + " is that of " + place(got / 256, got % 256));
+    }
+  for (size_t i = 0; i < differ.count; ++i) {
+    if (differ[i] != 0 && ++wrong <= 3) bad("register " + std::to_string(i) + " is not read as it was written");
+  }
+  if (wrong) bad(std::to_string(wrong) + " wrong");
+}
+
 // ---- barriers and registers -----------------------------------------------------------------------------------------
 
-// A producer warpgroup fills a ring by the copy engine, two consumer warpgroups sum up the tiles, registers are traded.
+// A producer warpgroup fills a ring by TMA, two consumer warpgroups sum up the tiles, registers are traded.
 template <int tiles>
 __global__ void __launch_bounds__(384, 1) ring_kernel(const __grid_constant__ Maps maps, float* sums) {
   using Tile = Slabs<64, 64>;
@@ -212,7 +373,7 @@ __global__ void __launch_bounds__(384, 1) ring_kernel(const __grid_constant__ Ma
       }
       __syncwarp();
       ring.release(turn);
-      named_barrier(group, kWarpgroup);
+      with_one_of<2>(group - 1, [](auto i) { named_barrier<1 + decltype(i)::value>(kWarpgroup); });
       atomicAdd(sums + (group - 1) * tiles + i, sum);
       if (group == 2) __nanosleep(2000);  // drift apart
     }
@@ -412,6 +573,197 @@ void check_registers() {
   if (failed) detail += "; " + name + ", right are: " + (right.empty() ? "none" : right);
 }
 
+// C = A^T B from A [depth][128] and B [depth][128]: slab `a_slab` of A's columns, 64 columns of B from `b_slab` on, and
+// of both the `steps` * 16 rows from `first` on.
+template <typename T, int steps>
+__global__ void __launch_bounds__(128, 1)
+    transposed_kernel(const T* a, const T* b, float* c, int a_slab, int b_slab, int first, Guess guess) {
+  using Tile = Slabs<2 * steps * 16, 128>;
+  const uint32_t at = shared_memory_start(), bt = at + Tile::kBytes;
+  for (int i = threadIdx.x; i < Tile::kRows * 16; i += 128) {
+    store_shared(at + Tile::offset(i / 16, i % 16), reinterpret_cast<const uint4*>(a)[i]);
+    store_shared(bt + Tile::offset(i / 16, i % 16), reinterpret_cast<const uint4*>(b)[i]);
+  }
+  publish_stores();
+  __syncthreads();
+  const uint32_t left = at + a_slab * Tile::kSlabBytes + first * kSlabRowBytes;
+  const auto right = AcrossRows<Tile>::of(bt + b_slab * Tile::kSlabBytes + first * kSlabRowBytes);
+  Accumulator<1, 8> acc;
+  acc.clear();
+  pin(acc);
+  if (guess.step == 0) {  // what csrc/hopper says
+    begin_products();
+    start_product<T, steps>(acc, AcrossRows<Tile>::of(left), right, false);
+    start_product<T, steps>(acc, AcrossRows<Tile>::of(left), right, true);
+    commit_products();
+    wait_for_products<0>();
+  } else {
+    const uint64_t descriptor = matrix_descriptor(left, guess.leading, guess.stride);
+    begin_products();
+#pragma unroll
+    for (int i = 0; i < 2 * steps; ++i) {
+      Wgmma<T, 64>::template shared<1, 1>(acc, descriptor + i % steps * guess.step / 16, right.step(i % steps), i > 0);
+    }
+    commit_products();
+    wait_for_products<0>();
+  }
+  pin(acc);
+  store_accumulator<T, 64>(acc, c);
+}
+
+template <typename T, int steps>
+void check_transposed() {
+  constexpr int depth = steps * 16;
+  const Guess guesses[] = {
+      {"as csrc/hopper says", 0, 0, 0},
+      {"leading = 16, stride = 1024, step 2048", 16, 1024, 2048},
+      {"leading = 1024, stride = slab, step 2048", 1024, 2 * depth * 128, 2048},
+      {"leading = 1024, stride = 1024, step 2048", 1024, 1024, 2048},
+      {"leading = 2048, stride = 1024, step 2048", 2048, 1024, 2048},
+      {"leading = slab, stride = 1024, step 32", 2 * depth * 128, 1024, 32},
+  };
+  OnDevice<T> a(2 * depth * 128), b(2 * depth * 128);
+  OnDevice<float> c(64 * 64);
+  const auto picked = [](int m) { return (m * 5 + m / 16) % depth; };
+  std::string right;
+  for (const Guess& guess : guesses) {
+    const bool failed_before = failed;
+    const std::string detail_before = detail;
+    int wrong = 0;
+    for (int which = 0; which < 8; ++which) {
+      const int a_slab = which % 2, b_slab = which / 2 % 2, first = which / 4 * depth;
+      for (bool rows : {true, false}) {
+        for (int k = 0; k < 2 * depth; ++k)
+          for (int m = 0; m < 128; ++m) {
+            a[k * 128 + m] = number<T>(k % depth == picked(m));
+            b[k * 128 + m] = number<T>(rows ? k : m);
+          }
+        run(transposed_kernel<T, steps>, 128, 224 * 1024, a.at, b.at, c.at, a_slab, b_slab, first, guess);
+        wrong +=
+            compare(c, 64, "slabs " + place(a_slab, b_slab) + " from row " + std::to_string(first),
+                    [&](int m, int j) { return 2.0f * (rows ? first + picked(m + a_slab * 64) : j + b_slab * 64); });
+      }
+    }
+    if (wrong == 0) right += std::string(right.empty() ? "" : " | ") + guess.name;
+    if (guess.step != 0) failed = failed_before, detail = detail_before;  // only the first has to be right
+  }
+  if (failed) detail += "; right are: " + (right.empty() ? "none" : right);
+}
+
+// C = A B^T and, through `across`, A B', where B is the lower half of a tile [128][128] of which wgmma is told the
+// middle.
+template <bool across>
+__global__ void __launch_bounds__(128, 1) lower_half_kernel(const bf16* a, const bf16* b, float* c) {
+  using A = Slabs<64, 64>;
+  using B = Slabs<128, across ? 128 : 64>;
+  constexpr int n = across ? 128 : 64, chunks = B::kColumns / 8;
+  const uint32_t at = shared_memory_start(), bt = at + A::kBytes;
+  for (int i = threadIdx.x; i < 64 * 8; i += 128) {
+    store_shared(at + A::offset(i / 8, i % 8), reinterpret_cast<const uint4*>(a)[i]);
+  }
+  for (int i = threadIdx.x; i < 128 * chunks; i += 128) {
+    store_shared(bt + B::offset(i / chunks, i % chunks), reinterpret_cast<const uint4*>(b)[i]);
+  }
+  publish_stores();
+  __syncthreads();
+  const auto held = load_rows<A, 4>(at, threadIdx.x / 32 * 16);
+  Accumulator<1, n / 8> acc;
+  begin_products();
+  if constexpr (across) {
+    start_product<bf16, 4>(acc, held, AcrossRows<B>::of(bt + 64 * kSlabRowBytes), false);
+    start_product<bf16, 4>(acc, held, AcrossRows<B>::of(bt + 64 * kSlabRowBytes));
+  } else {
+    start_product<bf16, 4>(acc, held, AlongRows<B>::of(bt, 64), false);
+    start_product<bf16, 4>(acc, AlongRows<A>::of(at), AlongRows<B>::of(bt, 64), true);
+  }
+  commit_products();
+  wait_for_products<0>();
+  pin(acc);
+  store_accumulator<bf16, n>(acc, c);
+}
+
+template <bool across>
+void check_lower_half() {
+  constexpr int n = across ? 128 : 64;
+  OnDevice<bf16> a(64 * 64), b(128 * n);
+  OnDevice<float> c(64 * n);
+  for (int i = 0; i < 64 * 64; ++i) a[i] = number<bf16>((i / 64 * 5 + i / 1024) % 64 == i % 64);
+  for (bool rows : {true, false}) {
+    for (int i = 0; i < 128 * n; ++i) b[i] = number<bf16>(rows ? i / n : i % n);
+    run(lower_half_kernel<across>, 128, 64 * 1024, a.at, b.at, c.at);
+    compare(c, n, rows ? "row of B" : "column of B", [&](int m, int j) {
+      const int k = (m * 5 + m / 16) % 64;
+      return 2.0f * (across ? (rows ? 64 + k : j) : (rows ? 64 + j : k));
+    });
+  }
+}
+
+// The way of dS: two warpgroups store half of the rows each, and both multiply the transpose of all of them, round
+// after round, in two places by turns. A value of another round, or one not stored yet, shows in the sum.
+__host__ __device__ inline int exchanged(int row, int column, int round) {
+  return (row * 3 + column * 5 + round * 7 + row * column) % 8 - 3;
+}
+__global__ void __launch_bounds__(2 * kWarpgroup, 1) exchange_kernel(const bf16* b, float* c, int rounds) {
+  using D = Slabs<128, 64>;
+  using B = Slabs<128, 128>;
+  const uint32_t bt = shared_memory_start(), dt = bt + B::kBytes;
+  for (int i = threadIdx.x; i < 128 * 16; i += 2 * kWarpgroup) {
+    store_shared(bt + B::offset(i / 16, i % 16), reinterpret_cast<const uint4*>(b)[i]);
+  }
+  publish_stores();
+  __syncthreads();
+  const int group = warpgroup(), row = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
+  Accumulator<1, 8> acc;
+  acc.clear();
+  for (int round = 0; round < rounds; ++round) {
+    Held<1, 4> held;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int at = row + lane / 4 + i % 2 * 8, column = k * 16 + lane % 4 * 2 + i / 2 * 8;
+        held.at[0][k][i] = pack<bf16>(exchanged(at, column, round), exchanged(at, column + 1, round));
+      }
+    }
+    const uint32_t d = dt + round % 2 * D::kBytes;
+    if (group == (round / 3 + blockIdx.x) % 2) __nanosleep(round % 5 * 100);  // drift apart
+    store_rows<D>(held, d, row);
+    publish_stores();
+    named_barrier<1>(2 * kWarpgroup);
+    pin(acc);
+    begin_products();
+    start_product<bf16, 8>(acc, AcrossRows<D>::of(d), AcrossRows<B>::of(bt + group * B::kSlabBytes), true);
+    commit_products();
+    wait_for_products<0>();
+    pin(acc);
+  }
+  store_accumulator<bf16, 64>(acc, c + blockIdx.x * 128 * 64);
+}
+
+void check_exchange() {
+  constexpr int kRounds = 100, kBlocks = 132;
+  OnDevice<bf16> b(128 * 128);
+  OnDevice<float> c(kBlocks * 128 * 64);
+  for (int i = 0; i < 128 * 128; ++i) b[i] = number<bf16>(float(exchanged(i / 128, i % 128, 3)));
+  run_blocks(exchange_kernel, kBlocks, 2 * kWarpgroup, 64 * 1024, b.at, c.at, kRounds);
+  std::vector<float> want(128 * 64);
+  for (int m = 0; m < 64; ++m) {
+    for (int k = 0; k < 128; ++k) {
+      int sum = 0;
+      for (int round = 0; round < kRounds; ++round) sum += exchanged(k, m, round);
+      for (int j = 0; j < 128; ++j) want[(j / 64 * 64 + m) * 64 + j % 64] += float(sum * exchanged(k, j, 3));
+    }
+  }
+  int wrong = 0;
+  for (int i = 0; i < int(c.count); ++i) {
+    if (c[i] != want[i % (128 * 64)] && ++wrong <= 2) {
+      bad("block " + std::to_string(i / (128 * 64)) + " C" + place(i / 64 % 128, i % 64) + " want " +
+          std::to_string(want[i % (128 * 64)]) + " got " + std::to_string(c[i]));
+    }
+  }
+  if (wrong) bad(std::to_string(wrong) + " wrong");
+}
+
 // ---- speed ----------------------------------------------------------------------------------------------------------
 
 // Every multiprocessor, `groups` warpgroups: products of both kinds that the kernels use, on whatever lies in memory.
@@ -485,6 +837,24 @@ const std::map<std::string, std::function<void()>> checks = {
     {"store_ragged", [] { check_store({2, 3, 100, 72}, 64, 2, 0); }},
     {"store_narrow", [] { check_store({1, 2, 64, 40}, 0, 1, 0); }},
     {"ring_and_registers", check_ring},
+    {"run_load",
+     [] {
+       check_run_load(64);
+       check_run_load(128);
+       check_run_load(4);
+     }},
+    {"run_addition", check_run_addition},
+    {"run_in_order", check_run_in_order},
+    {"matrices",
+     [] {
+       check_matrices<64>();
+       check_matrices<128>();
+     }},
+    {"exchange", check_exchange},
+    {"wgmma_transposed_a", [] { check_transposed<bf16, 8>(); }},
+    {"wgmma_transposed_a_fp16", [] { check_transposed<__half, 4>(); }},
+    {"wgmma_lower_half_along", check_lower_half<false>},
+    {"wgmma_lower_half_across", check_lower_half<true>},
     {"wgmma_shared_bf16",
      [] {
        check_shared<bf16, 64, 4>();
@@ -514,6 +884,9 @@ const std::map<std::string, std::function<void()>> checks = {
        measure_speed<128, 8, true, 3>();
        measure_speed<128, 4, false, 3>();
        measure_speed<64, 8, true, 3>();
+       measure_speed<64, 8, false, 2>();
+       measure_speed<64, 4, false, 2>();
+       measure_speed<64, 4, true, 2>();
        measure_speed<176, 8, false, 2>();
        measure_speed<192, 4, false, 2>();
      }},

@@ -9,12 +9,11 @@
 // Limit: mma.sync itself. Its operands pass through the registers of each warp, which an H100's wgmma spares: there it
 //        reaches 63 % of the tensor cores' peak (Luo et al., arXiv:2402.13499). The exponentials take their turn with
 //        the products unless the other block of the multiprocessor fills the gap.
-#include <torch/csrc/stable/library.h>
-
 #include <cmath>
 #include <tuple>
 
 #include "async_forward.h"
+#include "register_forward.h"
 #include "tensor_core_arguments.h"
 
 namespace attn {
@@ -47,11 +46,4 @@ std::tuple<Tensor, Tensor> async_forward(const Tensor& q_given, const Tensor& k_
 }  // namespace
 }  // namespace attn
 
-STABLE_TORCH_LIBRARY_FRAGMENT(attn_tiled, library) {
-  library.def(
-      "async_forward(Tensor q, Tensor k, Tensor v, float scale, int low, int high) -> (Tensor out, Tensor lse)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(attn_tiled, CUDA, library) {
-  library.impl("async_forward", TORCH_BOX(&attn::async_forward));
-}
+ATTN_FORWARD_OP(async_forward)

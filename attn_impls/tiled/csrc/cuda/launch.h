@@ -6,12 +6,16 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <limits>
+#include <map>
+#include <mutex>
 #include <utility>
 
 #include "../arguments.h"
 #include "element.h"
 
 namespace attn {
+
+using torch::stable::accelerator::DeviceGuard;
 
 constexpr int64_t kSharedBytesWithoutAsking = 48 * 1024;  // of a block
 
@@ -26,6 +30,22 @@ inline cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
+namespace {  // what is remembered belongs to one source file, and to no other library
+
+// Let a block of `kernel` have `bytes` of shared memory on the current device, `device`. The runtime is asked once.
+inline void allow_shared_memory(const void* kernel, int32_t device, int64_t bytes) {
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int32_t>, int64_t> allowed;
+  const std::lock_guard<std::mutex> lock(mutex);
+  int64_t& most = allowed[{kernel, device}];
+  if (bytes <= most) return;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+             "asking for shared memory");
+  most = bytes;
+}
+
+}  // namespace
+
 // Queue kernel(args...) with `blocks` thread blocks on the current stream of the device of `on`; waits for nothing.
 template <typename... Args>
 void launch(const Tensor& on, int64_t blocks, dim3 threads, int64_t shared_bytes, void (*kernel)(Args...),
@@ -33,17 +53,16 @@ void launch(const Tensor& on, int64_t blocks, dim3 threads, int64_t shared_bytes
   if (blocks == 0) return;  // an empty batch; CUDA refuses an empty grid
   STD_TORCH_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "the problem needs ", blocks,
                   " thread blocks, more than a CUDA grid can have");
-  const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());
+  const int32_t device = on.get_device_index();
+  const DeviceGuard guard(device);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = threads;
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   if (shared_bytes > kSharedBytesWithoutAsking) {
-    check_cuda(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
-        "asking for shared memory");
+    allow_shared_memory(reinterpret_cast<const void*>(kernel), device, shared_bytes);
   }
-  config.stream = current_stream(on.get_device_index());
+  config.stream = current_stream(device);
   check_cuda(cudaLaunchKernelEx(&config, kernel, std::move(args)...), "the kernel launch");
 }
 

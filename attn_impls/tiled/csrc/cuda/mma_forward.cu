@@ -9,14 +9,13 @@
 // Limit: waiting. A tile is loaded, then used, then the next is loaded: the tensor cores stand still while memory
 //        answers. 16 queries a warp read every key from shared memory for only 16 rows of result. The next rung copies
 //        ahead of its use and gives a warp 32 queries.
-#include <torch/csrc/stable/library.h>
-
 #include <cmath>
 #include <tuple>
 
 #include "fragment_softmax.h"
 #include "params.h"
 #include "query_tile.h"
+#include "register_forward.h"
 #include "tensor_core_arguments.h"
 #include "tile_mask.h"
 
@@ -106,10 +105,4 @@ std::tuple<Tensor, Tensor> mma_forward(const Tensor& q_given, const Tensor& k_gi
 }  // namespace
 }  // namespace attn
 
-STABLE_TORCH_LIBRARY_FRAGMENT(attn_tiled, library) {
-  library.def("mma_forward(Tensor q, Tensor k, Tensor v, float scale, int low, int high) -> (Tensor out, Tensor lse)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(attn_tiled, CUDA, library) {
-  library.impl("mma_forward", TORCH_BOX(&attn::mma_forward));
-}
+ATTN_FORWARD_OP(mma_forward)

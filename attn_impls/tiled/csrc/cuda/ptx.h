@@ -36,6 +36,11 @@ __device__ inline uint4 load_shared_16_bytes(uint32_t at) {
                : "memory");
   return x;
 }
+__device__ inline uint32_t load_shared_word(uint32_t at) {
+  uint32_t x;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(at) : "memory");
+  return x;
+}
 __device__ inline float2 load_shared_two_floats(uint32_t at) {
   float2 x;
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(at) : "memory");
@@ -53,6 +58,13 @@ __device__ inline void load_matrices_transposed(uint32_t at, uint32_t (&to)[4]) 
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
                : "r"(at)
+               : "memory");
+}
+
+// The reverse of load_matrices; compute capability 9.0.
+__device__ inline void store_matrices(uint32_t at, const uint32_t (&x)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(x[0]), "r"(x[1]),
+               "r"(x[2]), "r"(x[3])
                : "memory");
 }
 

@@ -97,4 +97,28 @@ __device__ inline void hide_scores(C& scores, const TileMask& tile_mask, int row
   }
 }
 
+// The same for an accumulator whose rows are queries and which begins at the tile's first key. Where a row's keys begin
+// and end is computed once, so that a score takes two comparisons and a choice, and one comparison where not
+// `bounded_below`: comparisons have half the rate of additions, and a diagonal tile has one of these for every score.
+template <bool bounded_below, typename C>
+__device__ inline void hide_ends(C& scores, const TileMask& mask, int row) {
+  const int lane = thread_read_anew() % kWarp, column = accumulator_column(lane, 0);
+#pragma unroll
+  for (int m = 0; m < C::kRowPieces; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int query = row + m * kPiece + accumulator_row(lane, 2 * half);
+      const int first = mask.low + query - column, last = min(mask.high + query, mask.keys - 1) - column;
+#pragma unroll
+      for (int n = 0; n < C::kColumnTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int key = n * kChunk + i;
+          if (key > last || (bounded_below && key < first)) scores.at[m][n][2 * half + i] = minus_infinity();
+        }
+      }
+    }
+  }
+}
+
 }  // namespace attn

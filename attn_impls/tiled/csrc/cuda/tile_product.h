@@ -75,9 +75,10 @@ struct Held {
     for (int i = 0; i < 4; ++i) to[i] = at[piece][depth][i];
   }
 
-  // Round an accumulator: two C fragments side by side are one A fragment.
-  template <typename T>
-  __device__ static Held rounded(const Accumulator<row_pieces, depth_pieces * 2>& from) {
+  // Round an accumulator: two C fragments side by side are one A fragment. Past its columns there are zeros.
+  template <typename T, int column_tiles>
+  __device__ static Held rounded(const Accumulator<row_pieces, column_tiles>& from) {
+    static_assert(column_tiles % 2 == 0 && column_tiles <= depth_pieces * 2);
     Held held;
 #pragma unroll
     for (int m = 0; m < row_pieces; ++m) {
@@ -85,8 +86,12 @@ struct Held {
       for (int k = 0; k < depth_pieces; ++k) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const float (&c)[4] = from.at[m][2 * k + i / 2];
-          held.at[m][k][i] = pack<T>(c[i % 2 * 2], c[i % 2 * 2 + 1]);
+          if (2 * k < column_tiles) {
+            const float (&c)[4] = from.at[m][2 * k + i / 2];
+            held.at[m][k][i] = pack<T>(c[i % 2 * 2], c[i % 2 * 2 + 1]);
+          } else {
+            held.at[m][k][i] = 0;
+          }
         }
       }
     }

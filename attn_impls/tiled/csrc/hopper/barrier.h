@@ -17,7 +17,7 @@ constexpr int kWarpgroup = 128;  // threads: four warps, the first of which has 
 __device__ inline void make_barrier(uint32_t at, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(arrivals) : "memory");
 }
-// Of the thread that made barriers, before the __syncthreads() after which others, and the copy engine, use them.
+// Of the thread that made barriers, before the __syncthreads() after which others, and TMA, use them.
 __device__ inline void publish_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -50,13 +50,15 @@ __device__ inline void wait_for_phase(uint32_t at, uint32_t parity) {
   }
 }
 
-// A barrier of the hardware's for `threads` threads, all of which wait; 0 is that of __syncthreads().
-__device__ inline void named_barrier(int number, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+// A barrier of the hardware's for `threads` threads, all of which wait; 0 is that of __syncthreads(). Its number stands
+// in the instruction: for one in a register ptxas reserves all 16.
+template <int number>
+__device__ inline void named_barrier(int threads) {
+  asm volatile("bar.sync %0, %1;" ::"n"(number), "r"(threads) : "memory");
 }
 
-// Ordinary stores to shared memory before this are seen by what reads it past the threads' own path: the copy engine
-// and wgmma. Of every thread that stored, before the barrier that tells the reader.
+// Ordinary stores to shared memory before this are seen by what reads it past the threads' own path: TMA and
+// wgmma. Of every thread that stored, before the barrier that tells the reader.
 __device__ inline void publish_stores() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
@@ -71,9 +73,19 @@ __device__ inline void grow_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers));
 }
 
-// The number of this thread's warpgroup, which the compiler then knows to be the same for the whole warp.
+// A number that is the same for the whole warp; the compiler must be told, or it takes every branch on it for one that
+// parts the warp.
+__device__ inline int same_for_warp(uint32_t x) {
+  return __shfl_sync(0xffffffffu, static_cast<int>(x), 0);
+}
+// The same, in a register that the warp has once, as descriptors of products need it. In loops within loops ptxas holds
+// it in every lane otherwise, and moves every descriptor.
+__device__ inline int one_for_warp(uint32_t x) {
+  return static_cast<int>(__reduce_max_sync(0xffffffffu, x));
+}
+// The number of this thread's warpgroup.
 __device__ inline int warpgroup() {
-  return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
+  return same_for_warp(threadIdx.x / kWarpgroup);
 }
 
 }  // namespace attn

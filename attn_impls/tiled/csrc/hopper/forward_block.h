@@ -6,10 +6,11 @@
 #include "../cuda/params.h"
 #include "../cuda/query_tile.h"
 #include "../cuda/tile_mask.h"
-#include "copy_engine.h"
+#include "choice.h"
 #include "forward_tiles.h"
 #include "pipeline.h"
 #include "slab_tile.h"
+#include "tma.h"
 #include "wgmma.h"
 
 namespace attn {
@@ -85,7 +86,8 @@ struct ForwardBlock {
     softmax.finish(inverse, log_sum_exp, p.scale_log2);
     const int64_t heads = p.shape.heads;
     store_row_numbers(log_sum_exp, p.lse + (mine.batch * heads + mine.head) * p.shape.q_len, mine.q0 + row, mine.q1);
-    named_barrier(1 + group, kWarpgroup);  // all warps of the group are done with its queries, whose place this takes
+    // All warps of the group are done with its queries, whose place this takes.
+    with_one_of<Tiles::kWarpgroups>(group, [](auto i) { named_barrier<1 + decltype(i)::value>(kWarpgroup); });
     store_rounded<T, Q>(out, inverse, q(), row);
     publish_stores();
     __syncwarp();

@@ -46,4 +46,35 @@ struct OverlapForward<128> : HopperTiles<128, 2, 128, 2, 1> {};
 template <>
 struct OverlapForward<256> : HopperTiles<256, 2, 80, 2, 1> {};
 
+// For blocks that compute many query tiles: places for queries, 2 where the next are to arrive before the last use of
+// those before; whether a softmax runs beside the product before, which needs registers for scores and weights at
+// once; and whether the steps within a query tile are a loop of their own.
+template <int columns, int warpgroups, int keys, int stages, int q_stages, bool overlaps = true, bool inner = false>
+struct PersistentTiles : HopperTiles<columns, warpgroups, keys, stages, 1> {
+  static constexpr int kQStages = q_stages;
+  static constexpr bool kOverlaps = overlaps, kInner = inner;
+};
+
+// Of tiled-hopper: the tiles whose steps take least, and those that compute fewest scores that nobody needs. At head
+// dim 64 a softmax beside the product before is worth 6 to 11 % of the time. Without it ("apart") a warpgroup passes
+// over key tiles in which its own 64 queries see nothing, as past the end of 512 or 1024 and at the diagonal. At 128
+// three warpgroups, which leave no registers for the overlap, are ahead of two that have it.
+template <int columns>
+struct HopperForward;
+template <>
+struct HopperForward<64> {
+  using Quick = PersistentTiles<64, 3, 128, 4, 2, true, true>;
+  using Sparing = PersistentTiles<64, 3, 128, 4, 2, false>;
+};
+template <>
+struct HopperForward<128> {
+  using Quick = PersistentTiles<128, 3, 128, 2, 2, false>;
+  using Sparing = Quick;
+};
+template <>
+struct HopperForward<256> {
+  using Quick = PersistentTiles<256, 2, 80, 2, 1>;
+  using Sparing = Quick;
+};
+
 }  // namespace attn

@@ -1,4 +1,4 @@
-// A ring of tiles in shared memory that one thread fills through the copy engine and warpgroups empty.
+// A ring of tiles in shared memory that one thread fills by TMA and warpgroups empty.
 #pragma once
 
 #include "barrier.h"
@@ -11,6 +11,7 @@ struct Turn {
   int stage = 0;
   uint32_t parity = 0;
 
+  __device__ static Turn after(uint32_t count) { return {static_cast<int>(count % stages), count / stages % 2}; }
   __device__ void advance() {
     if (++stage == stages) stage = 0, parity ^= 1;
   }

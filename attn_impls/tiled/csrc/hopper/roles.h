@@ -5,18 +5,22 @@
 
 namespace attn {
 
-// Registers a thread after the trade. The block's registers were shared out in eights to all its threads alike; these
-// take no more of the multiprocessor's 65536.
+// Registers a thread after the trade. A multiprocessor's 65536 were shared out in eights to all threads of the block
+// alike; warps that ask for more than were given back would wait for ever.
+template <int warpgroups, int copying, int computing>
+struct Trade {
+  static constexpr int kCopying = copying, kComputing = computing;
+  static constexpr int kBefore = 65536 / ((warpgroups + 1) * kWarpgroup) / 8 * 8;
+  static_assert(copying % 8 == 0 && computing % 8 == 0 && copying >= 24 && computing <= 256, "setmaxnreg takes these");
+  static_assert(copying <= kBefore && computing >= kBefore, "some give and some take");
+  static_assert(copying + warpgroups * computing <= (warpgroups + 1) * kBefore, "more are taken than given");
+};
 template <int warpgroups>
 struct Registers;
 template <>
-struct Registers<2> {
-  static constexpr int kCopying = 24, kComputing = 240;
-};
+struct Registers<2> : Trade<2, 24, 240> {};
 template <>
-struct Registers<3> {
-  static constexpr int kCopying = 32, kComputing = 160;
-};
+struct Registers<3> : Trade<3, 32, 160> {};
 
 template <typename Tiles>
 constexpr int kSpecialisedThreads = (Tiles::kWarpgroups + 1) * kWarpgroup;

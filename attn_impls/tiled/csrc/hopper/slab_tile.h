@@ -1,8 +1,8 @@
-// How tiles lie in shared memory for the copy engine and for wgmma.
+// How tiles lie in shared memory for TMA and for wgmma.
 //
 // A tile of `rows` rows is cut into slabs of 64 columns of 16 bits, one after the other. A row of a slab is 128 bytes,
 // all 32 banks once. Within it the eight chunks of 16 bytes change places by an exclusive or with the row's number
-// modulo 8: this is "128-byte swizzle", which the copy engine writes and wgmma reads. Eight rows, 1024 bytes, are one
+// modulo 8: this is "128-byte swizzle", which TMA writes and wgmma reads. Eight rows, 1024 bytes, are one
 // turn of the pattern, and a slab begins at a multiple of them.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Tensor maps, on the host: what the copy engine must know of a tensor to find a box of it.
+// Tensor maps, on the host: what TMA must know of a tensor to find a box of it.
 #pragma once
 
 #include <cuda.h>

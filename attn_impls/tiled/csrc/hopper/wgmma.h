@@ -95,9 +95,8 @@ struct Wgmma;
 #define ATTN_NUMBERS_32 "%32, %33, %34, %35, %36, %37, %38, %39"
 #define ATTN_NUMBERS_40 "%40, %41, %42, %43, %44, %45, %46, %47"
 #define ATTN_NUMBERS_48 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define ATTN_NUMBERS_64                                                                             \
-  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, " \
-  "%83, %84, %85, %86, %87"
+#define ATTN_NUMBERS_64 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+#define ATTN_NUMBERS_80 "%80, %81, %82, %83, %84, %85, %86, %87"
 #define ATTN_NUMBERS_88 "%88, %89, %90, %91, %92, %93, %94, %95"
 #define ATTN_NUMBERS_96                                                                          \
   "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
@@ -112,14 +111,16 @@ struct Wgmma;
 #define ATTN_TEXT_80 ATTN_TEXT_64 ", " ATTN_NUMBERS_32
 #define ATTN_TEXT_96 ATTN_TEXT_80 ", " ATTN_NUMBERS_40
 #define ATTN_TEXT_128 ATTN_TEXT_96 ", " ATTN_NUMBERS_48
-#define ATTN_TEXT_176 ATTN_TEXT_128 ", " ATTN_NUMBERS_64
+#define ATTN_TEXT_160 ATTN_TEXT_128 ", " ATTN_NUMBERS_64
+#define ATTN_TEXT_176 ATTN_TEXT_160 ", " ATTN_NUMBERS_80
 #define ATTN_TEXT_192 ATTN_TEXT_176 ", " ATTN_NUMBERS_88
 #define ATTN_TEXT_256 ATTN_TEXT_192 ", " ATTN_NUMBERS_96
 #define ATTN_REGISTERS_64 ATTN_C32(0)
 #define ATTN_REGISTERS_80 ATTN_REGISTERS_64, ATTN_C8(8)
 #define ATTN_REGISTERS_96 ATTN_REGISTERS_80, ATTN_C8(10)
 #define ATTN_REGISTERS_128 ATTN_REGISTERS_96, ATTN_C8(12), ATTN_C8(14)
-#define ATTN_REGISTERS_176 ATTN_REGISTERS_128, ATTN_C8(16), ATTN_C8(18), ATTN_C8(20)
+#define ATTN_REGISTERS_160 ATTN_REGISTERS_128, ATTN_C8(16), ATTN_C8(18)
+#define ATTN_REGISTERS_176 ATTN_REGISTERS_160, ATTN_C8(20)
 #define ATTN_REGISTERS_192 ATTN_REGISTERS_176, ATTN_C8(22)
 #define ATTN_REGISTERS_256 ATTN_REGISTERS_192, ATTN_C32(24)
 
@@ -153,6 +154,7 @@ ATTN_WGMMA_OF_BOTH_TYPES(64, 32, 33, 34, 35, 36, 37, 38)
 ATTN_WGMMA_OF_BOTH_TYPES(80, 40, 41, 42, 43, 44, 45, 46)
 ATTN_WGMMA_OF_BOTH_TYPES(96, 48, 49, 50, 51, 52, 53, 54)
 ATTN_WGMMA_OF_BOTH_TYPES(128, 64, 65, 66, 67, 68, 69, 70)
+ATTN_WGMMA_OF_BOTH_TYPES(160, 80, 81, 82, 83, 84, 85, 86)
 ATTN_WGMMA_OF_BOTH_TYPES(176, 88, 89, 90, 91, 92, 93, 94)
 ATTN_WGMMA_OF_BOTH_TYPES(192, 96, 97, 98, 99, 100, 101, 102)
 ATTN_WGMMA_OF_BOTH_TYPES(256, 128, 129, 130, 131, 132, 133, 134)
@@ -165,12 +167,14 @@ __device__ __forceinline__ void start_product(Accumulator<1, column_tiles>& c, A
     Wgmma<T, column_tiles * 8>::template shared<A::kTransposed, B::kTransposed>(c, a.step(i), b.step(i), add || i > 0);
   }
 }
-// The same with A in registers.
-template <typename T, int steps, int column_tiles, typename B>
-__device__ __forceinline__ void start_product(Accumulator<1, column_tiles>& c, const Held<1, steps>& a, B b) {
+// The same with A in registers, which may hold more of the depth.
+template <typename T, int steps, int column_tiles, int held, typename B>
+__device__ __forceinline__ void start_product(Accumulator<1, column_tiles>& c, const Held<1, held>& a, B b,
+                                              bool add = true) {
+  static_assert(steps <= held);
 #pragma unroll
   for (int i = 0; i < steps; ++i) {
-    Wgmma<T, column_tiles * 8>::template registers<B::kTransposed>(c, a.at[0][i], b.step(i), true);
+    Wgmma<T, column_tiles * 8>::template registers<B::kTransposed>(c, a.at[0][i], b.step(i), add || i > 0);
   }
 }
 

@@ -1,7 +1,7 @@
-// tiled-wgmma: Hopper's tensor cores and copy engine, each warpgroup doing everything.
+// tiled-wgmma: Hopper's tensor cores and TMA, each warpgroup doing everything.
 //
 // What:  wgmma multiplies for four warps at a time and reads its operands from shared memory by itself; only weights
-//        and sums pass through registers. One thread asks the copy engine for whole tiles, which come swizzled as wgmma
+//        and sums pass through registers. One thread asks TMA for whole tiles, which come swizzled as wgmma
 //        reads them, and mbarriers tell when a tile has arrived and when all warps are done with it. A block owns 64
 //        queries a warpgroup.
 // Why:   mma.sync reaches 63 % of an H100's tensor cores (Luo et al., arXiv:2402.13499), and the warps of tiled-async
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(Tiles::kWarpgroups* kWarpgroup, Tiles::kBlocks
 
 std::tuple<Tensor, Tensor> wgmma_forward(const Tensor& q, const Tensor& k, const Tensor& v, double scale, int64_t low,
                                          int64_t high) {
-  return hopper_forward<WgmmaForward>(q, k, v, scale, low, high, 0, [](auto element, auto tiles) {
+  return run_rung_forward<WgmmaForward>(q, k, v, scale, low, high, 0, [](auto element, auto tiles) {
     return wgmma_forward_kernel<decltype(element), decltype(tiles)>;
   });
 }

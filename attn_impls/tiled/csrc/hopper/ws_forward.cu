@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kSpecialisedThreads<Tiles>, 1)
 
 std::tuple<Tensor, Tensor> ws_forward(const Tensor& q, const Tensor& k, const Tensor& v, double scale, int64_t low,
                                       int64_t high) {
-  return hopper_forward<WsForward>(q, k, v, scale, low, high, kWarpgroup, [](auto element, auto tiles) {
+  return run_rung_forward<WsForward>(q, k, v, scale, low, high, kWarpgroup, [](auto element, auto tiles) {
     return ws_forward_kernel<decltype(element), decltype(tiles)>;
   });
 }

@@ -1,6 +1,6 @@
-// The copy engine (TMA): one thread asks for a box of a tensor, and the engine finds the addresses, moves the bytes and
-// swizzles them. What of the box lies outside the tensor is filled with zeros on the way in, and left out on the way
-// out. tensor_map.h makes the maps.
+// The Tensor Memory Accelerator (TMA): one thread asks for a box of a tensor, and the TMA finds the addresses, moves
+// the bytes and swizzles them. What of the box lies outside the tensor is filled with zeros on the way in, and left out
+// on the way out. tensor_map.h makes the maps.
 #pragma once
 
 #include <cuda.h>

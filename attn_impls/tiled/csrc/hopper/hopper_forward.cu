@@ -1,0 +1,80 @@
+// tiled-hopper: blocks that stay, and query tiles that follow each other without a gap.
+//
+// What:  as tiled-overlap, but there are as many blocks as multiprocessors, and each computes many query tiles: the
+//        copies for the next run ahead while one is computed, and its output goes from registers to global memory while
+//        the tensor cores are at work. At head dim 64 and 256 its first scores are computed beside the last product of
+//        the one before. At 128, and at 64 where tiles for that would compute many scores that nobody needs, softmax
+//        and product do not overlap: three warpgroups fill each other's gaps, and each leaves out what its own queries
+//        see nothing of. Under a mask the longest tiles come first, and a block fetches the next one when it begins
+//        with the last keys of the one before.
+// Why:   a query tile of 1024 keys takes some 15 us, of which tiled-overlap spends 2 to 3 waiting: for barriers, for
+//        its first copies, for a first product that nothing runs beside, and for its output. Under a causal mask blocks
+//        differ in length by the number of their tiles, and the last to finish is waited for.
+// Gave:  of what tiled-overlap does on an H100, at length 2048 to 16384: head dim 64 105 to 118 %, causal 105 to 112 %;
+//        head dim 128 104 to 113 %, causal 104 to 116 %; head dim 256 101 to 107 %, causal 101 to 115 %. These are the
+//        tiles of each shape timed by themselves; the operator that chooses among them has not been timed since
+//        (docs/kernel-notes.md).
+// Limit: at head dim 64 exponentials, at 128 the power that the chip may draw.
+#include <algorithm>
+#include <type_traits>
+
+#include "../cuda/register_forward.h"
+#include "persistent_forward.h"
+
+namespace attn {
+namespace {
+
+// In one of them a block has a long tile, and in the other a short one. Four and one are within the noise but for head
+// dim 128, where four gain 2 % at length 8192 and lose 11 % at 512, and one loses 2 to 4 % from 4096 on.
+constexpr int kRounds = 2;
+constexpr double kMostNeedless = 1.07;  // as many scores, against tiles that spare them, as their quicker steps make up
+
+// How many scores are computed for a head. Where softmax and product do not overlap, every warpgroup looks after its
+// own.
+template <typename Tiles>
+double scores_of_tiles(const Shape& shape, const Band& band) {
+  constexpr int kRows = Tiles::kOverlaps ? Tiles::kQueries : kWarpgroupRows;
+  const TileBand near = TileBand::of(band);
+  const int q_len = static_cast<int>(shape.q_len), kv_len = static_cast<int>(shape.kv_len);
+  double steps = 0;
+  for (int q0 = 0; q0 < q_len; q0 += kRows) {
+    const TileRange range = key_tiles(near, q0, std::min(q0 + kRows, q_len), kv_len, Tiles::kKeys);
+    steps += range.last - range.first;
+  }
+  return steps * kRows * Tiles::kKeys;
+}
+
+std::tuple<Tensor, Tensor> hopper_forward(const Tensor& q_given, const Tensor& k_given, const Tensor& v_given,
+                                          double scale, int64_t low, int64_t high) {
+  const Band band = Band::from_diagonals(low, high);
+  const auto run = [&](const Shape& shape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
+                       const Tensor& lse) {
+    const bool hides = !band.shows_tile(0, shape.q_len, 0, shape.kv_len);
+    // Without a mask all tiles cost the same, and one head at a time reads the least.
+    const int rounds = hides ? kRounds : 0;
+    with_half_type(q, [&](auto element) {
+      with_slab_columns(shape.head_dim, [&](auto columns) {
+        using Choice = HopperForward<decltype(columns)::kValue>;
+        const auto launch = [&](auto tiles) {
+          using Tiles = decltype(tiles);
+          launch_persistent_forward<decltype(element), Tiles>(shape, q, k, v, out, lse, scale, band, rounds);
+        };
+        using Quick = typename Choice::Quick;
+        using Sparing = typename Choice::Sparing;
+        if constexpr (std::is_same_v<Quick, Sparing>) {
+          launch(Quick{});
+        } else if (scores_of_tiles<Quick>(shape, band) > kMostNeedless * scores_of_tiles<Sparing>(shape, band)) {
+          launch(Sparing{});
+        } else {
+          launch(Quick{});
+        }
+      });
+    });
+  };
+  return with_hopper_tensors(q_given, k_given, v_given, scale, run);
+}
+
+}  // namespace
+}  // namespace attn
+
+ATTN_FORWARD_OP(hopper_forward)

@@ -1,0 +1,53 @@
+// The order in which a launch computes its query tiles, and which block computes which.
+//
+// There are as many blocks as multiprocessors, and each computes tile after tile until none is left.
+#pragma once
+
+#include "../cuda/params.h"
+#include "../cuda/query_tile.h"
+#include "../cuda/tile_mask.h"
+
+namespace attn {
+
+// Heads, those of all batches in a row, are taken a section at a time, and what is no whole section comes first. Within
+// a section the last tile of every head comes first, then the tile before it of every head: under a causal mask the
+// longest first, so that what is left for the end is short. Blocks begin with the tile of their own number. What
+// follows is either
+//   fetched   the next that nobody has, by a counter in global memory: even loads whatever the tiles cost
+//   dealt     every gridDim.x-th, forth and back in turns: no memory, and even loads where tiles shrink evenly
+struct Schedule {
+  int tiles, heads;  // query tiles of a head; heads of all batches
+  int section;       // heads
+  int* fetched;      // how many tiles were fetched, 0 at launch and again at the end; null where they are dealt
+
+  ATTN_HOST_DEVICE int count() const { return tiles * heads; }
+
+  __device__ int first() const { return static_cast<int>(blockIdx.x); }
+  // By one thread of the block: ask for the `round`-th tile after its first, and take the answer later, as a counter's
+  // takes a while to come. It is a number that is no tile where none is left.
+  __device__ int ask(int round) const {
+    if (fetched != nullptr) return atomicAdd(fetched, 1);
+    const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
+    return round * blocks + (round % 2 ? blocks - 1 - block : block);
+  }
+  __device__ int answer(int asked) const {
+    if (fetched == nullptr) return asked;
+    // Each block asks once for each of its tiles: count() times in all, and whoever is last makes ready the next
+    // launch.
+    if (asked == count() - 1) *fetched = 0;
+    return static_cast<int>(gridDim.x) + asked;
+  }
+
+  // Query tiles have `rows` rows.
+  __device__ QueryTile tile(int index, const Shape& shape, int rows) const {
+    const int rest = heads % section, after = index - rest * tiles, of_section = section * tiles;
+    const int begin = after < 0 ? 0 : rest + after / of_section * section;  // heads of the sections before
+    const int mixed = after < 0 ? rest : section, within = after < 0 ? index : after % of_section;
+    const int q_len = static_cast<int>(shape.q_len), batch_heads = static_cast<int>(shape.heads);
+    const int any_head = begin + within % mixed, q0 = (tiles - 1 - within / mixed) * rows;
+    const int head = any_head % batch_heads;
+    return {any_head / batch_heads, head, head / static_cast<int>(shape.group()), q0, min(q0 + rows, q_len)};
+  }
+};
+
+}  // namespace attn
