@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from attn_impls.problem import FULL, Direction, Problem
+from attn_impls.problem import FULL, Direction, Mask, Problem
 from pytest_attn.cli import main
 from pytest_attn.counters import child
-from pytest_attn.counters.document import BadProfile, load_profile
+from pytest_attn.counters.document import BadProfile, _least_read, load_profile
 from pytest_attn.counters.rows import BY_NAME, ROWS, SPILLS
 from tests.tool.fake_ncu import FakeNcu
 from tests.tool.nested import ROOT
@@ -132,9 +132,37 @@ def test_loads_past_the_threads_are_not_called_a_throughput(ncu: FakeNcu) -> Non
     assert profile() == 0
     first = written()["calls"][0]
     assert first["values"]["gld_throughput"] is None
-    assert first["notes"]["gld_throughput"].startswith("threads load 0.001 MB, while q, k and v hold 0.393 MB")
+    assert first["notes"]["gld_throughput"].startswith("threads load 0.001 MB, while the call reads 0.393 MB of q")
     assert first["values"]["flop_count_sp"] == 212
     assert first["notes"]["flop_count_sp"] == "without what the tensor cores compute"
+
+
+def test_keys_that_the_mask_hides_from_every_query_need_not_be_loaded(ncu: FakeNcu) -> None:
+    # One query sees 128 of 8192 keys: q 256 B, k and v 64 kB in place of 4.2 MB.
+    shape = "q_len = 1\nkv_len = 8192"
+    window = GRID.replace("seq = [256, 512]", shape).replace('"full"', '{kind = "window", left = 127, right = 0}')
+    Path("one.toml").write_text(window)
+    ncu.plan(kernels=[["decode", PLAIN | {LOADED: 140_000}]])
+    assert profile() == 0
+    assert written()["calls"][0]["values"]["gld_bytes"] == 140_000
+    ncu.plan(kernels=[["decode", PLAIN | {LOADED: 50_000}]])
+    assert profile() == 0
+    assert "while the call reads 0.132 MB of q, k and v" in written()["calls"][0]["notes"]["gld_bytes"]
+
+
+@pytest.mark.parametrize("mask", ["full", "causal", "causal_top_left", (2, 0), (0, 1), (None, 1), (1, None)])
+def test_what_must_be_read_is_what_some_pair_of_the_mask_holds(mask: Any) -> None:
+    chosen = Mask(mask) if isinstance(mask, str) else Mask("window", *mask)
+    for q_len, kv_len in itertools.product(range(1, 8), repeat=2):
+        problem = Problem(2, 6, 3, q_len, kv_len, 8, "bf16", chosen)
+        low, high = chosen.diagonals(q_len, kv_len)
+        pairs = [
+            (i, j)
+            for i, j in itertools.product(range(q_len), range(kv_len))
+            if (low is None or low <= j - i) and (high is None or j - i <= high)
+        ]
+        rows = 6 * len({i for i, _ in pairs}) + 2 * 3 * len({j for _, j in pairs})
+        assert _least_read(problem) == 2 * 2 * 8 * rows, problem.id
 
 
 def test_a_call_of_several_kernels_has_their_sum_and_their_mean_over_time(
