@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -15,6 +17,7 @@ from attn_impls.problem import FULL, Direction, Mask, Problem
 from pytest_attn.cli import main
 from pytest_attn.counters import child
 from pytest_attn.counters.document import BadProfile, _least_read, load_profile
+from pytest_attn.counters.ncu import read_csv
 from pytest_attn.counters.rows import BY_NAME, ROWS, SPILLS
 from tests.tool.fake_ncu import FakeNcu
 from tests.tool.nested import ROOT
@@ -104,7 +107,7 @@ def test_nsight_compute_is_asked_for_the_ranges_and_leaves_clocks_alone(ncu: Fak
 
 
 def test_a_row_that_means_nothing_says_why(ncu: FakeNcu, capsys: pytest.CaptureFixture[str]) -> None:
-    none = {"l1tex__data_pipe_lsu_wavefronts_mem_shared_op_ld.sum": 0}
+    none = {f"l1tex__data_pipe_lsu_wavefronts_mem_shared_op_{op}.sum": 0 for op in ("ld", "st")}
     bare = PLAIN | none | {"launch__shared_mem_per_block_static": 0, SHARED: 0, "dram__bytes_read.sum": "n/a"}
     ncu.plan(kernels=[[SMEM, bare | {"l1tex__t_bytes_pipe_lsu_mem_global_op_st.sum": 0}]])
     assert profile() == 0
@@ -112,6 +115,7 @@ def test_a_row_that_means_nothing_says_why(ncu: FakeNcu, capsys: pytest.CaptureF
     reasons = {
         "shared_load_throughput": "the kernel has no shared memory",
         "shared_ld_bank_conflict": "the kernel has no shared memory",
+        "shared_store_throughput": "the kernel has no shared memory",
         "gst_throughput": "no thread stores to global memory (TMA does so past this counter)",
         "dram_read_bytes": "Nsight Compute gives no dram__bytes_read.sum on this GPU",
         "local_memory": "the compiler's report is known of our own kernels only",
@@ -135,6 +139,13 @@ def test_loads_past_the_threads_are_not_called_a_throughput(ncu: FakeNcu) -> Non
     assert first["notes"]["gld_throughput"].startswith("threads load 0.001 MB, while the call reads 0.393 MB of q")
     assert first["values"]["flop_count_sp"] == 212
     assert first["notes"]["flop_count_sp"] == "without what the tensor cores compute"
+
+
+def test_no_kernel_is_the_main_one_of_a_call_of_many_like_it(ncu: FakeNcu) -> None:
+    few = PLAIN | {LOADED: 150_000}  # of 393 kB: each of three loads its part
+    ncu.plan(kernels=[[f"part{number}", few] for number in range(3)])
+    assert profile() == 0
+    assert written()["calls"][0]["values"]["gld_bytes"] == 450_000
 
 
 def test_keys_that_the_mask_hides_from_every_query_need_not_be_loaded(ncu: FakeNcu) -> None:
@@ -243,6 +254,27 @@ def test_what_stops_nsight_compute_is_one_sentence(
     assert not Path("attn-profile/profile.json").exists()
 
 
+def test_ctrl_c_ends_what_runs_and_keeps_what_was_profiled(
+    ncu: FakeNcu, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def wait(self, timeout: float | None = None) -> int:
+            if "--metrics" in cast(list[str], self.args) and self not in started:
+                started.append(self)
+                if len(started) == 2:
+                    raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    ncu.plan(kernels=[[SMEM, PLAIN]], ends={"tiled-torch": {"sleep": 60}})
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    assert profile(impl="naive,tiled-torch") == 130
+    assert capsys.readouterr().err.endswith("attn profile: interrupted\n")
+    assert [process.poll() for process in started] == [0, -signal.SIGKILL]
+    assert [call.impl for call in load_profile("attn-profile/profile.json").calls] == ["naive"]
+
+
 def test_what_was_profiled_before_a_failure_is_kept(ncu: FakeNcu, capsys: pytest.CaptureFixture[str]) -> None:
     ends = {"naive": {"statuses": {"1": ["oom", "OutOfMemoryError: 80 GiB"]}}, "tiled-torch": {"unavailable": "gone"}}
     ncu.plan(kernels=[[SMEM, PLAIN]], ends=ends)
@@ -274,6 +306,8 @@ def test_a_failed_call_is_exit_code_1(ncu: FakeNcu, status: str, code: int) -> N
         (["--impl", "tiled-seq"], "tiled-seq cannot run on cuda: needs cpu"),
         (["--impl", "naive", "--timeout", "0"], "'0' is not a number of seconds above 0"),
         (["--impl", "naive", "--json", "/proc/nowhere/profile.json"], "cannot write to /proc/nowhere"),
+        (["--impl", "naive", "--json", "."], "--json . is a folder"),
+        (["--impl", "naive", "--json", "x.json", "-o", "one.toml"], "--output one.toml is not a folder"),
         ([], "the following arguments are required: --impl"),
     ],
 )
@@ -308,6 +342,21 @@ def test_a_machine_without_nsight_compute_is_one_sentence(
     monkeypatch.setattr("attn_impls.tiled.build.cuda_tool", lambda name: None)
     assert profile() == 2
     assert capsys.readouterr().err.startswith("attn profile: Nsight Compute (ncu) is not here; ")
+
+
+def test_units_are_seconds_and_bytes_whatever_nsight_compute_prints() -> None:
+    cells = {
+        "gpu__time_duration.sum": ("usecond", "1,250.50", 1250.5e-6),
+        "launch__shared_mem_per_block_static": ("Kbyte/block", "1.5", 1500.0),
+        "dram__bytes_read.sum.per_second": ("Gbyte/second", "2", 2e9),
+        "lts__t_bytes.sum.per_second": ("byte/nsecond", "3", 3e9),
+        "sm__warps_active.avg.pct_of_peak_sustained_active": ("%", "12.5", 12.5),
+    }
+    lines = (["ID", "Kernel Name", *cells], ["", "", *(unit for unit, _, _ in cells.values())])
+    lines += (["0", "one", *(text for _, text, _ in cells.values())],)
+    text = "\n".join(",".join(f'"{cell}"' for cell in line) for line in lines)
+    (row,) = read_csv(f"==PROF== Disconnected\n{text}\n")
+    assert row.metrics == pytest.approx({name: value for name, (_, _, value) in cells.items()})
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"kind": "attn-profile", "schema": 99}'])
