@@ -110,6 +110,12 @@ def test_each_dtype_has_its_times_and_counters(make: ModuleType, tmp_path: Path)
     ]
 
 
+def test_columns_stand_in_one_order_in_every_process(make: ModuleType) -> None:
+    problems = [dataclasses.replace(SMALL, head_dim=head_dim) for head_dim in (128, 64, 96, 32, 256)]
+    head = make.times([record("tiled-smem", problem, 1e-3) for problem in problems]).splitlines()[0]
+    assert head == f"| ms (over the rung before) | {' | '.join(f'4, 256, {d}' for d in (32, 64, 96, 128, 256))} |"
+
+
 def test_page_and_climb_know_every_rung(make: ModuleType) -> None:
     page = (ROOT / "docs" / "ladder.md").read_text()
     ours = {name for name in discover() if name.startswith("tiled-")} - {"tiled-torch", "tiled-cpu"}

@@ -254,6 +254,14 @@ def test_what_stops_nsight_compute_is_one_sentence(
     assert not Path("attn-profile/profile.json").exists()
 
 
+@pytest.mark.parametrize(("complaint", "runs"), [("ERR_NVGPUCTRPERM", 1), ("lock file", 2)])
+def test_what_would_stop_every_implementation_ends_it_all(ncu: FakeNcu, complaint: str, runs: int) -> None:
+    end = {"log": f"==ERROR== {complaint}\n", "code": 1}
+    ncu.plan(kernels=[[SMEM, PLAIN]], ends={"naive": end, "tiled-torch": end})
+    assert profile(impl="naive,tiled-torch") == 2
+    assert len(ncu.calls) == runs
+
+
 def test_ctrl_c_ends_what_runs_and_keeps_what_was_profiled(
     ncu: FakeNcu, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -473,4 +481,24 @@ def test_the_child_goes_on_after_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_
     assert answers[1:3] == [
         {"problem": 0, "status": "oom", "reason": "OutOfMemoryError: CUDA out of memory"},
         {"problem": 1, "status": "ok", "reason": None},
+    ]
+
+
+def test_the_child_tries_nothing_on_a_device_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from attn_impls import Implementation, Registry
+
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr("attn_impls.discover", lambda: Registry({"mine": Implementation("mine", attention)}))
+    monkeypatch.setattr("pytest_attn.perf.device.lost_device", lambda device: "illegal memory access")
+    problems = [Problem(1, 1, 1, n, n, 16, "fp32", FULL).to_dict() for n in (8, 16)]
+    answers: list[dict[str, Any]] = []
+    request = {"impl": "mine", "problems": problems, "direction": "fwd", "device": "cpu"}
+    child.serve(request, lambda **known: answers.append(known))
+    assert [answer["reason"] for answer in answers if "problem" in answer] == [
+        "RuntimeError: an illegal memory access was encountered",
+        "not tried: the device was lost before it (illegal memory access)",
     ]
