@@ -16,7 +16,8 @@ import pytest
 from attn_impls.problem import FULL, Direction, Mask, Problem
 from pytest_attn.cli import main
 from pytest_attn.counters import child
-from pytest_attn.counters.document import BadProfile, _least_read, load_profile
+from pytest_attn.counters.document import BadProfile, Call, Profile, _least_read, load_profile
+from pytest_attn.counters.figures import _families
 from pytest_attn.counters.ncu import read_csv
 from pytest_attn.counters.rows import BY_NAME, ROWS, SPILLS
 from tests.tool.fake_ncu import FakeNcu
@@ -380,6 +381,18 @@ def test_the_page_has_every_row() -> None:
         metrics = f"`{row.formula}`" if row.metrics else "the compiler"
         line = f"| `{row.name}` | {row.unit or 'count'} | {row.meaning} | {metrics} | {row.over} |"
         assert line in page.splitlines()
+
+
+def test_no_point_of_a_chart_hides_another() -> None:
+    shapes = [(1, 128, 1024), (1, 256, 1024), (1, 128, 2048), (1, 256, 2048), (2, 128, 1024), (2, 256, 1024)]
+    shapes += [(1, 128, 128), (1, 256, 256)]
+    problems = [Problem(b, 1, 1, q_len, kv_len, 16, "fp32", FULL) for b, q_len, kv_len in shapes]
+    calls = [Call("naive", problem, Direction.FWD, "ok", values={"registers": 1.0}) for problem in problems]
+    found = _families(Profile("mine", Direction.FWD, "ncu", calls=calls))
+    assert [[(c.problem.batch, c.problem.q_len, c.problem.kv_len) for c in same] for _, same in found.values()] == [
+        shapes[begin : begin + 2] for begin in (0, 2, 4, 6)
+    ]
+    assert [", 2048 keys" in words for words, _ in found.values()] == [False, True, False, False]
 
 
 @pytest.mark.gpu
