@@ -102,6 +102,11 @@ def test_nsight_compute_is_asked_for_the_ranges_and_leaves_clocks_alone(ncu: Fak
     options = dict(itertools.pairwise(arguments))
     assert options["--clock-control"] == "none"
     assert options["--print-units"] == "base"
+    assert options["--page"] == "raw"
+    assert options["--replay-mode"] == "kernel"
+    assert options["--target-processes"] == "all"
+    assert "--csv" in arguments
+    assert "--cache-control" not in arguments, "its default flushes before each pass, as the page says"
     given = [after for word, after in itertools.pairwise(arguments) if word == "--nvtx-include"]
     assert given == ["attn-profile-0/", "attn-profile-1/"]
     assert {call.direction for call in load_profile("attn-profile/profile.json").calls} == {Direction.BWD}
