@@ -281,6 +281,10 @@ SPILLS = Row(
 BY_NAME: dict[str, Row] = {row.name: row for row in (*ROWS, SPILLS)}
 
 METRICS: tuple[str, ...] = tuple(
-    dict.fromkeys(name for row in ROWS for name in (*row.metrics, DURATION, LOADED, _STORED, *_SHARED))
+    dict.fromkeys(
+        name
+        for row in ROWS
+        for name in (*row.metrics, DURATION, LOADED, _STORED, _SHARED_LOADS, _SHARED_STORES, *_SHARED)
+    )
 )
 """All metrics to ask Nsight Compute for, each once."""

@@ -25,6 +25,7 @@ from tests.tool.nested import ROOT
 
 SMEM = "void attn::(anonymous namespace)::smem_forward_kernel<float, (int)64>(attn::ForwardParams<float>)"
 LOADED = "l1tex__t_bytes_pipe_lsu_mem_global_op_ld.sum"
+SHARED_LOADS = "l1tex__data_pipe_lsu_wavefronts_mem_shared_op_ld.sum"
 SHARED = "launch__shared_mem_per_block_dynamic"
 TENSOR = "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active"
 PLAIN = {
@@ -134,6 +135,29 @@ def test_a_row_that_means_nothing_says_why(ncu: FakeNcu, capsys: pytest.CaptureF
     assert row[1] == "n/a"
     assert f"  {row[2]} the kernel has no shared memory\n" in out
     assert "no charts, which need two lengths\n" in out
+
+
+@pytest.mark.parametrize(
+    ("metric", "row", "reason"),
+    [
+        (LOADED, "gld_throughput", "no thread loads from global memory (TMA and cp.async do so past this counter)"),
+        (
+            SHARED_LOADS,
+            "shared_load_throughput",
+            "no thread loads from shared memory (wgmma reads it past this counter)",
+        ),
+        (
+            SHARED_LOADS.replace("_ld", "_st"),
+            "shared_store_throughput",
+            "no thread stores to shared memory (TMA and cp.async fill it past this counter)",
+        ),
+    ],
+)
+def test_what_no_thread_does_is_no_throughput_of_0(ncu: FakeNcu, metric: str, row: str, reason: str) -> None:
+    ncu.plan(kernels=[["wgmma_forward_kernel", PLAIN | {metric: 0, f"{metric}.per_second": 0}]])
+    assert profile() == 0
+    (call,) = written()["calls"]
+    assert (call["values"][row], call["notes"][row]) == (None, reason)
 
 
 def test_loads_past_the_threads_are_not_called_a_throughput(ncu: FakeNcu) -> None:
