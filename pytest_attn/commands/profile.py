@@ -55,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     from attn_impls import Direction
 
     direction = Direction(arguments.direction)
+    target = _target(arguments.output, arguments.json)
     problems = _problems(arguments.grid)
     implementations = _implementations(arguments.impl)
     _check_device(arguments.device, implementations)
@@ -64,7 +65,6 @@ def run(arguments: argparse.Namespace) -> int:
     from pytest_attn.counters.shown import lines
 
     profile = Profile(arguments.grid, direction, version)
-    target = arguments.json or arguments.output / "profile.json"
     claimed = _claimed(profile, implementations, problems)
     _make_folder(target.parent)  # before minutes of profiling rather than after
     _profile(profile, claimed, path, arguments, target)
@@ -105,6 +105,15 @@ def _profile(
             profile.machine, profile.versions = found.machine, found.versions
             if any(call.status == "ok" for call in profile.calls):  # or a former profile would be lost for nothing
                 write_json(target, profile.to_dict())
+
+
+def _target(output: Path, json: Path | None) -> Path:
+    """Return the file for the JSON; refuse now what would fail after minutes of profiling."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output} is not a folder")
+    if json is not None and json.is_dir():
+        raise UserError(f"--json {json} is a folder")
+    return json or output / "profile.json"
 
 
 def _problems(grid: str) -> list[Problem]:

@@ -215,23 +215,37 @@ def _together(row: Row, kernels: Sequence[Kernel]) -> tuple[float | None, str | 
 def _mark_bypassed(call: Call) -> None:
     """Take the load rows from the main kernel where threads cannot have loaded what it must read.
 
-    Attention reads all of q, k and v at least once. Where the threads of the kernel that has most of the time loaded
-    less than half of that, TMA or cp.async brought the rest, and the counter's small number is of something else.
+    Attention reads what the mask leaves of q, k and v at least once. Where the threads of the kernel that has most of
+    the time loaded less than half of that, TMA or cp.async brought the rest, and the counter's small number is of
+    something else.
     """
     main = max(call.kernels, key=Kernel.weight, default=None)
     loaded = None if main is None else main.values.get("gld_bytes")
     if main is None or loaded is None or main.weight() < 0.5 * sum(map(Kernel.weight, call.kernels)):
         return
-    problem = call.problem
-    rows = problem.heads * problem.q_len + 2 * problem.kv_heads * problem.kv_len
-    least = DTYPE_BYTES[problem.dtype] * problem.batch * problem.head_dim * rows
+    least = _least_read(call.problem)
     if loaded < 0.5 * least:
         note = (
-            f"threads load {loaded / 1e6:.3g} MB, while q, k and v hold {least / 1e6:.3g} MB: "
+            f"threads load {loaded / 1e6:.3g} MB, while the call reads {least / 1e6:.3g} MB of q, k and v: "
             "the rest comes by TMA or cp.async, past this counter"
         )
         for name in _LOAD_ROWS:
             _put(main, BY_NAME[name], None, note)
+
+
+def _least_read(problem: Problem) -> int:
+    """Return the bytes of the queries that see a key and of the keys and values that a query sees.
+
+    One query of a decoding model with a window reads the window, not all that the cache holds.
+    """
+    low, high = problem.mask.diagonals(problem.q_len, problem.kv_len)
+    queries, keys = problem.q_len, problem.kv_len
+    if high is not None:  # key j is visible to query i where low <= j - i <= high
+        queries, keys = queries - max(0, -high), min(keys, problem.q_len + high)
+    if low is not None:
+        queries, keys = queries - max(0, problem.q_len + low - problem.kv_len), keys - max(0, low)
+    rows = problem.heads * max(0, queries) + 2 * problem.kv_heads * max(0, keys)
+    return DTYPE_BYTES[problem.dtype] * problem.batch * problem.head_dim * rows
 
 
 def _local_memory(short: str, registers: float | None, resources: Mapping[str, Any]) -> tuple[float | None, str | None]:

@@ -1,6 +1,7 @@
 """Charts of a profile, in the report's look: a counter over the length of the sequence, a line an implementation.
 
-Problems that differ in more than length and batch stand in figures of their own.
+Problems that differ in more than length and batch stand in figures of their own, and so do those of one length of
+queries that differ in batch or in the length of keys.
 """
 
 from __future__ import annotations
@@ -62,12 +63,17 @@ def _families(profile: Profile) -> dict[str, tuple[str, list[Call]]]:
             continue
         problem = call.problem
         # Of one shape but for length; batch may shrink as length grows, so that the tokens stay the same.
-        alike = dataclasses.replace(problem, batch=1, q_len=1, kv_len=1 if problem.q_len == problem.kv_len else 2)
-        batches = {each.problem.batch for each in profile.calls if each.problem.q_len == problem.q_len}
-        batch = f"b{problem.batch}-" if len(batches) > 1 else ""
-        key = slug(f"{batch}{alike.id.removeprefix('b1-').replace('-q1-k1', '').replace('-q1-k2', '-rect')}")
+        square = problem.q_len == problem.kv_len
+        alike = dataclasses.replace(problem, batch=1, q_len=1, kv_len=1 if square else 2)
+        same = [each.problem for each in profile.calls if each.problem.q_len == problem.q_len]
+        batch = f"b{problem.batch}-" if len({each.batch for each in same}) > 1 else ""
+        # One line has one point at a length.
+        lengths = {each.kv_len for each in same if each.q_len != each.kv_len}
+        keys = problem.kv_len if not square and len(lengths) > 1 else None
+        apart = f"{batch}k{keys}-" if keys else batch
+        key = slug(f"{apart}{alike.id.removeprefix('b1-').replace('-q1-k1', '').replace('-q1-k2', '-rect')}")
         words = f"{heads(problem.heads)}, head dim {problem.head_dim}, {problem.dtype}, "
-        words += f"{mask_words(problem.mask.id)} mask"
+        words += f"{mask_words(problem.mask.id)} mask{f', {keys} keys' if keys else ''}"
         found.setdefault(key, (words, []))[1].append(call)
     return {
         key: (f"{profile.grid}: {_batch(calls)}{words}", calls)

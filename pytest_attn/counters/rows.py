@@ -1,9 +1,10 @@
 """The rows of a profile: nvprof's names, the Nsight Compute metrics that stand for them, and when they mean nothing.
 
 The pairs are those of NVIDIA's *Nvprof Transition Guide*, table "Metric Comparison"
-(https://docs.nvidia.com/nsight-compute/NsightComputeCli/index.html#nvprof-metric-comparison). Its table gives two rows
-in other units than nvprof did: ``shared_*_throughput`` counts wavefronts, of 128 bytes each, and
-``warp_execution_efficiency`` counts threads, of 32 in a warp. What nvprof lacked has a name of its own.
+(https://docs.nvidia.com/nsight-compute/NsightComputeCli/index.html#nvprof-metric-comparison). Its table gives some rows
+in other units than nvprof did: ``shared_*_throughput`` counts wavefronts, of 128 bytes each,
+``warp_execution_efficiency`` threads, of 32 in a warp, and ``ipc`` the instructions of a quarter of a multiprocessor,
+where nvprof's is of the whole: it is read of ``sm`` here. What nvprof lacked has a name of its own.
 """
 
 from __future__ import annotations
@@ -195,7 +196,7 @@ ROWS: tuple[Row, ...] = (
         "sm_efficiency",
         "%",
         ("smsp__cycles_active.avg.pct_of_peak_sustained_elapsed",),
-        "share of the time in which a multiprocessor has a warp",
+        "share of the time in which a quarter of a multiprocessor, which issues by itself, has a warp",
         "mean",
     ),
     Row(
@@ -235,7 +236,8 @@ ROWS: tuple[Row, ...] = (
         "flop_count_hp",
         "",
         _flops("h"),
-        "the same of half-precision instructions",
+        "half-precision instructions, likewise: most work on two values (HFMA2) and count as one, so FLOPs are up to "
+        "twice this",
         "sum",
         (1, 1, 2),
         caution=_tensor_flops,
@@ -279,6 +281,10 @@ SPILLS = Row(
 BY_NAME: dict[str, Row] = {row.name: row for row in (*ROWS, SPILLS)}
 
 METRICS: tuple[str, ...] = tuple(
-    dict.fromkeys(name for row in ROWS for name in (*row.metrics, DURATION, LOADED, _STORED, *_SHARED))
+    dict.fromkeys(
+        name
+        for row in ROWS
+        for name in (*row.metrics, DURATION, LOADED, _STORED, _SHARED_LOADS, _SHARED_STORES, *_SHARED)
+    )
 )
 """All metrics to ask Nsight Compute for, each once."""

@@ -110,6 +110,25 @@ def test_each_dtype_has_its_times_and_counters(make: ModuleType, tmp_path: Path)
     ]
 
 
+def test_counters_are_of_the_largest_problem_in_the_units_of_their_columns(make: ModuleType) -> None:
+    counted = {"l2_bytes": 7e9, "dram_read_bytes": 5e6, "shared_load_transactions": 2e6, "inst_executed": 3e6}
+    small = [call("tiled-smem", SMALL, **counted)]
+    large = [call("tiled-smem", LARGE, duration=4e-3, gld_bytes=6e9, shared_ld_bank_conflict=8e6, **counted)]
+    for calls in (small + large, large + small):
+        assert make.counters(calls).splitlines() == [
+            "| counters at 4, 1024, 64 | ms | GB global loads | GB through L2 | MB from DRAM | M shared load turns "
+            "| M load conflicts | M instructions |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+            "| `tiled-smem` | 4 | 6 | 7 | 5 | 2 | 8 | 3 |",
+        ]
+
+
+def test_columns_stand_in_one_order_in_every_process(make: ModuleType) -> None:
+    problems = [dataclasses.replace(SMALL, head_dim=head_dim) for head_dim in (128, 64, 96, 32, 256)]
+    head = make.times([record("tiled-smem", problem, 1e-3) for problem in problems]).splitlines()[0]
+    assert head == f"| ms (over the rung before) | {' | '.join(f'4, 256, {d}' for d in (32, 64, 96, 128, 256))} |"
+
+
 def test_page_and_climb_know_every_rung(make: ModuleType) -> None:
     page = (ROOT / "docs" / "ladder.md").read_text()
     ours = {name for name in discover() if name.startswith("tiled-")} - {"tiled-torch", "tiled-cpu"}

@@ -5,22 +5,27 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from attn_impls.problem import FULL, Direction, Problem
+from attn_impls.problem import FULL, Direction, Mask, Problem
 from pytest_attn.cli import main
 from pytest_attn.counters import child
-from pytest_attn.counters.document import BadProfile, load_profile
+from pytest_attn.counters.document import BadProfile, Call, Profile, _least_read, load_profile
+from pytest_attn.counters.figures import _families
+from pytest_attn.counters.ncu import read_csv
 from pytest_attn.counters.rows import BY_NAME, ROWS, SPILLS
 from tests.tool.fake_ncu import FakeNcu
 from tests.tool.nested import ROOT
 
 SMEM = "void attn::(anonymous namespace)::smem_forward_kernel<float, (int)64>(attn::ForwardParams<float>)"
 LOADED = "l1tex__t_bytes_pipe_lsu_mem_global_op_ld.sum"
+SHARED_LOADS = "l1tex__data_pipe_lsu_wavefronts_mem_shared_op_ld.sum"
 SHARED = "launch__shared_mem_per_block_dynamic"
 TENSOR = "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active"
 PLAIN = {
@@ -98,13 +103,18 @@ def test_nsight_compute_is_asked_for_the_ranges_and_leaves_clocks_alone(ncu: Fak
     options = dict(itertools.pairwise(arguments))
     assert options["--clock-control"] == "none"
     assert options["--print-units"] == "base"
+    assert options["--page"] == "raw"
+    assert options["--replay-mode"] == "kernel"
+    assert options["--target-processes"] == "all"
+    assert "--csv" in arguments
+    assert "--cache-control" not in arguments, "its default flushes before each pass, as the page says"
     given = [after for word, after in itertools.pairwise(arguments) if word == "--nvtx-include"]
     assert given == ["attn-profile-0/", "attn-profile-1/"]
     assert {call.direction for call in load_profile("attn-profile/profile.json").calls} == {Direction.BWD}
 
 
 def test_a_row_that_means_nothing_says_why(ncu: FakeNcu, capsys: pytest.CaptureFixture[str]) -> None:
-    none = {"l1tex__data_pipe_lsu_wavefronts_mem_shared_op_ld.sum": 0}
+    none = {f"l1tex__data_pipe_lsu_wavefronts_mem_shared_op_{op}.sum": 0 for op in ("ld", "st")}
     bare = PLAIN | none | {"launch__shared_mem_per_block_static": 0, SHARED: 0, "dram__bytes_read.sum": "n/a"}
     ncu.plan(kernels=[[SMEM, bare | {"l1tex__t_bytes_pipe_lsu_mem_global_op_st.sum": 0}]])
     assert profile() == 0
@@ -112,6 +122,7 @@ def test_a_row_that_means_nothing_says_why(ncu: FakeNcu, capsys: pytest.CaptureF
     reasons = {
         "shared_load_throughput": "the kernel has no shared memory",
         "shared_ld_bank_conflict": "the kernel has no shared memory",
+        "shared_store_throughput": "the kernel has no shared memory",
         "gst_throughput": "no thread stores to global memory (TMA does so past this counter)",
         "dram_read_bytes": "Nsight Compute gives no dram__bytes_read.sum on this GPU",
         "local_memory": "the compiler's report is known of our own kernels only",
@@ -126,15 +137,73 @@ def test_a_row_that_means_nothing_says_why(ncu: FakeNcu, capsys: pytest.CaptureF
     assert "no charts, which need two lengths\n" in out
 
 
+@pytest.mark.parametrize(
+    ("metric", "row", "reason"),
+    [
+        (LOADED, "gld_throughput", "no thread loads from global memory (TMA and cp.async do so past this counter)"),
+        (
+            SHARED_LOADS,
+            "shared_load_throughput",
+            "no thread loads from shared memory (wgmma reads it past this counter)",
+        ),
+        (
+            SHARED_LOADS.replace("_ld", "_st"),
+            "shared_store_throughput",
+            "no thread stores to shared memory (TMA and cp.async fill it past this counter)",
+        ),
+    ],
+)
+def test_what_no_thread_does_is_no_throughput_of_0(ncu: FakeNcu, metric: str, row: str, reason: str) -> None:
+    ncu.plan(kernels=[["wgmma_forward_kernel", PLAIN | {metric: 0, f"{metric}.per_second": 0}]])
+    assert profile() == 0
+    (call,) = written()["calls"]
+    assert (call["values"][row], call["notes"][row]) == (None, reason)
+
+
 def test_loads_past_the_threads_are_not_called_a_throughput(ncu: FakeNcu) -> None:
     # q, k and v of the first problem hold 393 kB, which TMA has brought.
     ncu.plan(kernels=[["overlap_forward_kernel", PLAIN | {LOADED: 1000, TENSOR: 60}]])
     assert profile() == 0
     first = written()["calls"][0]
     assert first["values"]["gld_throughput"] is None
-    assert first["notes"]["gld_throughput"].startswith("threads load 0.001 MB, while q, k and v hold 0.393 MB")
+    assert first["notes"]["gld_throughput"].startswith("threads load 0.001 MB, while the call reads 0.393 MB of q")
     assert first["values"]["flop_count_sp"] == 212
     assert first["notes"]["flop_count_sp"] == "without what the tensor cores compute"
+
+
+def test_no_kernel_is_the_main_one_of_a_call_of_many_like_it(ncu: FakeNcu) -> None:
+    few = PLAIN | {LOADED: 150_000}  # of 393 kB: each of three loads its part
+    ncu.plan(kernels=[[f"part{number}", few] for number in range(3)])
+    assert profile() == 0
+    assert written()["calls"][0]["values"]["gld_bytes"] == 450_000
+
+
+def test_keys_that_the_mask_hides_from_every_query_need_not_be_loaded(ncu: FakeNcu) -> None:
+    # One query sees 128 of 8192 keys: q 256 B, k and v 64 kB in place of 4.2 MB.
+    shape = "q_len = 1\nkv_len = 8192"
+    window = GRID.replace("seq = [256, 512]", shape).replace('"full"', '{kind = "window", left = 127, right = 0}')
+    Path("one.toml").write_text(window)
+    ncu.plan(kernels=[["decode", PLAIN | {LOADED: 140_000}]])
+    assert profile() == 0
+    assert written()["calls"][0]["values"]["gld_bytes"] == 140_000
+    ncu.plan(kernels=[["decode", PLAIN | {LOADED: 50_000}]])
+    assert profile() == 0
+    assert "while the call reads 0.132 MB of q, k and v" in written()["calls"][0]["notes"]["gld_bytes"]
+
+
+@pytest.mark.parametrize("mask", ["full", "causal", "causal_top_left", (2, 0), (0, 1), (None, 1), (1, None)])
+def test_what_must_be_read_is_what_some_pair_of_the_mask_holds(mask: Any) -> None:
+    chosen = Mask(mask) if isinstance(mask, str) else Mask("window", *mask)
+    for q_len, kv_len in itertools.product(range(1, 8), repeat=2):
+        problem = Problem(2, 6, 3, q_len, kv_len, 8, "bf16", chosen)
+        low, high = chosen.diagonals(q_len, kv_len)
+        pairs = [
+            (i, j)
+            for i, j in itertools.product(range(q_len), range(kv_len))
+            if (low is None or low <= j - i) and (high is None or j - i <= high)
+        ]
+        rows = 6 * len({i for i, _ in pairs}) + 2 * 3 * len({j for _, j in pairs})
+        assert _least_read(problem) == 2 * 2 * 8 * rows, problem.id
 
 
 def test_a_call_of_several_kernels_has_their_sum_and_their_mean_over_time(
@@ -215,6 +284,35 @@ def test_what_stops_nsight_compute_is_one_sentence(
     assert not Path("attn-profile/profile.json").exists()
 
 
+@pytest.mark.parametrize(("complaint", "runs"), [("ERR_NVGPUCTRPERM", 1), ("lock file", 2)])
+def test_what_would_stop_every_implementation_ends_it_all(ncu: FakeNcu, complaint: str, runs: int) -> None:
+    end = {"log": f"==ERROR== {complaint}\n", "code": 1}
+    ncu.plan(kernels=[[SMEM, PLAIN]], ends={"naive": end, "tiled-torch": end})
+    assert profile(impl="naive,tiled-torch") == 2
+    assert len(ncu.calls) == runs
+
+
+def test_ctrl_c_ends_what_runs_and_keeps_what_was_profiled(
+    ncu: FakeNcu, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def wait(self, timeout: float | None = None) -> int:
+            if "--metrics" in cast(list[str], self.args) and self not in started:
+                started.append(self)
+                if len(started) == 2:
+                    raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    ncu.plan(kernels=[[SMEM, PLAIN]], ends={"tiled-torch": {"sleep": 60}})
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    assert profile(impl="naive,tiled-torch") == 130
+    assert capsys.readouterr().err.endswith("attn profile: interrupted\n")
+    assert [process.poll() for process in started] == [0, -signal.SIGKILL]
+    assert [call.impl for call in load_profile("attn-profile/profile.json").calls] == ["naive"]
+
+
 def test_what_was_profiled_before_a_failure_is_kept(ncu: FakeNcu, capsys: pytest.CaptureFixture[str]) -> None:
     ends = {"naive": {"statuses": {"1": ["oom", "OutOfMemoryError: 80 GiB"]}}, "tiled-torch": {"unavailable": "gone"}}
     ncu.plan(kernels=[[SMEM, PLAIN]], ends=ends)
@@ -246,6 +344,8 @@ def test_a_failed_call_is_exit_code_1(ncu: FakeNcu, status: str, code: int) -> N
         (["--impl", "tiled-seq"], "tiled-seq cannot run on cuda: needs cpu"),
         (["--impl", "naive", "--timeout", "0"], "'0' is not a number of seconds above 0"),
         (["--impl", "naive", "--json", "/proc/nowhere/profile.json"], "cannot write to /proc/nowhere"),
+        (["--impl", "naive", "--json", "."], "--json . is a folder"),
+        (["--impl", "naive", "--json", "x.json", "-o", "one.toml"], "--output one.toml is not a folder"),
         ([], "the following arguments are required: --impl"),
     ],
 )
@@ -282,6 +382,21 @@ def test_a_machine_without_nsight_compute_is_one_sentence(
     assert capsys.readouterr().err.startswith("attn profile: Nsight Compute (ncu) is not here; ")
 
 
+def test_units_are_seconds_and_bytes_whatever_nsight_compute_prints() -> None:
+    cells = {
+        "gpu__time_duration.sum": ("usecond", "1,250.50", 1250.5e-6),
+        "launch__shared_mem_per_block_static": ("Kbyte/block", "1.5", 1500.0),
+        "dram__bytes_read.sum.per_second": ("Gbyte/second", "2", 2e9),
+        "lts__t_bytes.sum.per_second": ("byte/nsecond", "3", 3e9),
+        "sm__warps_active.avg.pct_of_peak_sustained_active": ("%", "12.5", 12.5),
+    }
+    lines = (["ID", "Kernel Name", *cells], ["", "", *(unit for unit, _, _ in cells.values())])
+    lines += (["0", "one", *(text for _, text, _ in cells.values())],)
+    text = "\n".join(",".join(f'"{cell}"' for cell in line) for line in lines)
+    (row,) = read_csv(f"==PROF== Disconnected\n{text}\n")
+    assert row.metrics == pytest.approx({name: value for name, (_, _, value) in cells.items()})
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"kind": "attn-profile", "schema": 99}'])
 def test_another_file_is_no_profile(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
@@ -295,6 +410,18 @@ def test_the_page_has_every_row() -> None:
         metrics = f"`{row.formula}`" if row.metrics else "the compiler"
         line = f"| `{row.name}` | {row.unit or 'count'} | {row.meaning} | {metrics} | {row.over} |"
         assert line in page.splitlines()
+
+
+def test_no_point_of_a_chart_hides_another() -> None:
+    shapes = [(1, 128, 1024), (1, 256, 1024), (1, 128, 2048), (1, 256, 2048), (2, 128, 1024), (2, 256, 1024)]
+    shapes += [(1, 128, 128), (1, 256, 256)]
+    problems = [Problem(b, 1, 1, q_len, kv_len, 16, "fp32", FULL) for b, q_len, kv_len in shapes]
+    calls = [Call("naive", problem, Direction.FWD, "ok", values={"registers": 1.0}) for problem in problems]
+    found = _families(Profile("mine", Direction.FWD, "ncu", calls=calls))
+    assert [[(c.problem.batch, c.problem.q_len, c.problem.kv_len) for c in same] for _, same in found.values()] == [
+        shapes[begin : begin + 2] for begin in (0, 2, 4, 6)
+    ]
+    assert [", 2048 keys" in words for words, _ in found.values()] == [False, True, False, False]
 
 
 @pytest.mark.gpu
@@ -396,4 +523,24 @@ def test_the_child_goes_on_after_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_
     assert answers[1:3] == [
         {"problem": 0, "status": "oom", "reason": "OutOfMemoryError: CUDA out of memory"},
         {"problem": 1, "status": "ok", "reason": None},
+    ]
+
+
+def test_the_child_tries_nothing_on_a_device_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from attn_impls import Implementation, Registry
+
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr("attn_impls.discover", lambda: Registry({"mine": Implementation("mine", attention)}))
+    monkeypatch.setattr("pytest_attn.perf.device.lost_device", lambda device: "illegal memory access")
+    problems = [Problem(1, 1, 1, n, n, 16, "fp32", FULL).to_dict() for n in (8, 16)]
+    answers: list[dict[str, Any]] = []
+    request = {"impl": "mine", "problems": problems, "direction": "fwd", "device": "cpu"}
+    child.serve(request, lambda **known: answers.append(known))
+    assert [answer["reason"] for answer in answers if "problem" in answer] == [
+        "RuntimeError: an illegal memory access was encountered",
+        "not tried: the device was lost before it (illegal memory access)",
     ]

@@ -64,7 +64,7 @@ def times(records: Sequence[Record]) -> str:
         for r in records
         if r.time_s is not None and r.direction is Direction.FWD
     }
-    problems = sorted({problem for _, problem in ok}, key=lambda problem: (problem.batch, problem.q_len))
+    problems = sorted({problem for _, problem in ok}, key=lambda p: (p.batch, p.q_len, p.head_dim, p.id))
     rungs = [rung for rung in RUNGS if any((rung, problem) in ok for problem in problems)]
     others = sorted({name for name, _ in ok} - set(RUNGS))
     rows = []
