@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_attn.commands.arguments import check_usable, device_of, problems_of
 from pytest_attn.commands.errors import UserError
-from pytest_attn.commands.files import write_json
+from pytest_attn.commands.files import make_folder, write_json
 from pytest_attn.commands.probing import first_line
-from pytest_attn.probe import why_missing
 
 if TYPE_CHECKING:
     from attn_impls import Implementation, Problem
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     direction = Direction(arguments.direction)
     target = _target(arguments.output, arguments.json)
-    problems = _problems(arguments.grid)
+    problems = problems_of(arguments.grid)
     implementations = _implementations(arguments.impl)
     _check_device(arguments.device, implementations)
     path, version = _nsight_compute()
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     profile = Profile(arguments.grid, direction, version)
     claimed = _claimed(profile, implementations, problems)
-    _make_folder(target.parent)  # before minutes of profiling rather than after
+    make_folder(target.parent)
     _profile(profile, claimed, path, arguments, target)
     profiled = any(call.status == "ok" for call in profile.calls)
     if profile.failures and not profiled:
@@ -116,15 +116,6 @@ def _target(output: Path, json: Path | None) -> Path:
     return json or output / "profile.json"
 
 
-def _problems(grid: str) -> list[Problem]:
-    from attn_impls.grids import UnknownGrid, load_grid
-
-    try:
-        return load_grid(grid)
-    except UnknownGrid as error:
-        raise UserError(str(error)) from None
-
-
 def _implementations(given: list[str]) -> dict[str, Implementation]:
     from attn_impls import UnknownImplementation, discover
 
@@ -139,18 +130,11 @@ def _implementations(given: list[str]) -> dict[str, Implementation]:
 
 
 def _check_device(device: str, implementations: dict[str, Implementation]) -> None:
-    from pytest_attn.perf.device import pick_device
-
     if not device.startswith("cuda"):
         raise UserError(f"--device {device}: Nsight Compute counts on CUDA devices only")
-    try:
-        pick_device(device)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    device_of(device)
     for name, implementation in implementations.items():
-        if (reason := why_missing(implementation, "cuda")) is not None:
-            advice = implementation.advice(reason)
-            raise UserError(f"{name} cannot run on cuda: {reason}{f'; get it: {advice}' if advice else ''}")
+        check_usable(name, implementation, "cuda")
 
 
 def _nsight_compute() -> tuple[str, str]:
@@ -196,20 +180,13 @@ def _charts(profile: Profile, folder: Path) -> str:
     made = files(profile)
     if not made:
         return "; no charts, which need two lengths"
-    _make_folder(folder)
+    make_folder(folder)
     try:
         for name, content in made.items():
             (folder / name).write_bytes(content)
     except OSError as error:
         raise UserError(f"cannot write charts to {folder}: {error.strerror or error}") from None
     return f"; {len(made) // 2} charts in {folder}"
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
 
 
 def _seconds(text: str) -> float:

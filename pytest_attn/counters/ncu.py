@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 
 from attn_impls.problem import Direction, Problem
 from pytest_attn.counters.child import RANGE
-from pytest_attn.counters.document import Call, Kernel, make_call, make_kernel
+from pytest_attn.counters.document import Call, make_call, make_kernel
 from pytest_attn.counters.rows import METRICS
 from pytest_attn.text import count, printable
 
@@ -96,7 +97,7 @@ class Ncu:
         with tempfile.TemporaryDirectory(prefix="attn-profile-") as name:
             folder = Path(name)
             ended = self._run(folder, impl, problems, direction, device)
-            rows = list(read_csv(ended.log))
+            rows = ended.rows
             marked = [row for row in rows if row.problem is not None]
             if rows and not marked and len(problems) > 1:
                 # This Nsight Compute does not print ranges: one problem a process tells kernels apart as well.
@@ -104,7 +105,7 @@ class Ncu:
                     self.profile(impl, [problem], direction, device, found)
                 return
             found.take(impl, problems, direction, marked or rows, ended.answers)
-            ended.complain(impl, bool(rows), self.timeout_s)
+            ended.complain(impl, self.timeout_s)
 
     def _run(self, folder: Path, impl: str, problems: Sequence[Problem], direction: Direction, device: str) -> _Ended:
         """Run it, again without the metrics that it does not know."""
@@ -129,9 +130,9 @@ class Ncu:
             code = _wait(self._command(asked, len(problems), log, request), folder / "output.log", self.timeout_s)
             text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
             output = (folder / "output.log").read_text(encoding="utf-8", errors="replace")
-            ended = _Ended(code, text, output, _answers(answers))
+            ended = _Ended(code, text, list(read_csv(text)), output, _answers(answers))
             unknown = _not_known(f"{text}\n{output}", asked)
-            if not unknown or any(True for _ in read_csv(text)):
+            if not unknown or ended.rows:
                 return ended
             self.unknown |= unknown
 
@@ -190,7 +191,8 @@ class Findings:
             if answer["status"] != "ok":
                 self.calls.append(Call(impl, problem, direction, answer["status"], answer["reason"]))
             elif own:
-                self.calls.append(make_call(impl, problem, direction, [_kernel(row, resources) for row in own]))
+                kernels = [make_kernel(row.name, row.grid, row.block, row.metrics, resources) for row in own]
+                self.calls.append(make_call(impl, problem, direction, kernels))
             else:
                 self.calls.append(Call(impl, problem, direction, "error", "Nsight Compute profiled no kernel of it"))
 
@@ -228,10 +230,6 @@ def factor(unit: str) -> float:
     return top / _SECONDS.get(below, 1.0)
 
 
-def _kernel(row: KernelRow, resources: Mapping[str, Any]) -> Kernel:
-    return make_kernel(row.name, row.grid, row.block, row.metrics, resources)
-
-
 def _number(cell: str) -> float | None:
     try:
         value = float(cell.replace(",", ""))
@@ -250,14 +248,18 @@ def _not_known(text: str, asked: Sequence[str]) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    """How Nsight Compute ended (``None``: stopped by the time limit), what it and the child printed, the answers."""
+    """How Nsight Compute ended (``None``: stopped by the time limit), what it and the child printed, the answers.
+
+    ``rows`` are the kernels that its ``log`` holds.
+    """
 
     code: int | None
     log: str
+    rows: list[KernelRow]
     output: str
     answers: list[dict[str, Any]]
 
-    def complain(self, impl: str, profiled: bool, timeout_s: float) -> None:
+    def complain(self, impl: str, timeout_s: float) -> None:
         """Raise :class:`NcuFailed` unless all went well."""
         text = f"{self.log}\n{self.output}"
         for pattern, sentence, everywhere in _COMPLAINTS:
@@ -269,9 +271,9 @@ class _Ended:
         if self.code is None:
             raise NcuFailed(f"{impl} was stopped after {timeout_s:g} s under Nsight Compute (--timeout)")
         errors = [line.removeprefix("==ERROR==").strip() for line in text.splitlines() if line.startswith("==ERROR==")]
-        if self.code == 0 and (profiled or not errors):
+        if self.code == 0 and (self.rows or not errors):
             failed = any(answer.get("status", "ok") != "ok" for answer in self.answers)
-            if profiled or failed:
+            if self.rows or failed:
                 return
             raise NcuFailed(f"Nsight Compute profiled no kernel of {impl}")
         lines = [line.strip() for line in self.output.splitlines() if line.strip() and not line.startswith("==")]
@@ -319,8 +321,6 @@ def _wait(command: Sequence[str], output: Path, timeout_s: float) -> int | None:
 
 def summary(calls: Sequence[Call]) -> str:
     """Return how many calls were profiled, and how many were not, by status."""
-    tally: dict[str, int] = {}
-    for call in calls:
-        tally[call.status] = tally.get(call.status, 0) + 1
+    tally = Counter(call.status for call in calls)
     others = ", ".join(f"{number} {status}" for status, number in tally.items() if status != "ok")
-    return f"{count(tally.get('ok', 0), 'call')} profiled{f', {others}' if others else ''}"
+    return f"{count(tally['ok'], 'call')} profiled{f', {others}' if others else ''}"

@@ -17,12 +17,11 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))  # run as a script from anywhere
 
 from attn_impls.problem import DTYPE_BYTES, Direction, Problem  # noqa: E402
-from attn_impls.registry import discover  # noqa: E402
 from pytest_attn.counters.document import Call, is_profile, load_profile  # noqa: E402
 from pytest_attn.perf.record import Record, load_run  # noqa: E402
 
 PAGE = ROOT / "docs" / "ladder.md"
-_CLIMB = (
+RUNGS = (
     "seq",
     "global",
     "smem",
@@ -37,8 +36,6 @@ _CLIMB = (
     "overlap",
     "hopper",
 )
-_REGISTERED = set(discover())
-RUNGS = tuple(rung for rung in _CLIMB if f"tiled-{rung}" in _REGISTERED)
 # Row of a profile: its column, and what one unit of the column is in the row's unit.
 COUNTERS = {
     "duration": ("ms", 1e-3),
