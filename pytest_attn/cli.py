@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import pytest_attn
-from pytest_attn.commands import doctor, gate, history, lab5, listing, merge, report
+from pytest_attn.commands import doctor, gate, history, lab5, listing, merge, profile, report
 from pytest_attn.commands.errors import UserError
 
 COMMANDS = {
@@ -21,6 +21,7 @@ COMMANDS = {
     "gate": gate,
     "history": history,
     "merge": merge,
+    "profile": profile,
     "lab5": lab5,
 }
 

@@ -60,10 +60,10 @@ def seconds(value: float) -> str:
 def scaled(value: float, units: Sequence[tuple[float, str]]) -> str:
     """Return ``value`` to three digits, in the largest unit of which it has at least one, or in the smallest.
 
-    >>> scaled(0.0000425, TIMES), scaled(2.767, TIMES)
-    ('42.5 µs', '2.77 s')
+    >>> scaled(0.0000425, TIMES), scaled(2.767, TIMES), scaled(0.9999e-3, TIMES)
+    ('42.5 µs', '2.77 s', '1 ms')
     """
-    size, unit = next((pair for pair in units if value >= pair[0]), units[-1])
+    size, unit = next((pair for pair in units if value >= 0.9995 * pair[0]), units[-1])
     return f"{value / size:.3g} {unit}"
 
 

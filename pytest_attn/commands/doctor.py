@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     sections: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
         ("basics", lambda: _basics(torch, why)),
         ("devices", lambda: _devices(torch)),
-        ("compilers", lambda: _compilers(torch)),
+        ("compilers and tools", lambda: _compilers(torch)),
         ("optional packages", _optional),
         ("implementations", lambda: _implementations(torch)),
     )
@@ -123,15 +123,16 @@ def _describe(properties: torch.cuda._CudaDeviceProperties) -> str:
 
 def _compilers(torch: Any) -> Iterator[Finding]:
     # torch.utils.cpp_extension builds with $CXX where it is set, otherwise with c++; it takes no arguments with it.
-    compiler, nvcc = os.environ.get("CXX", "c++"), "nvcc"
+    compiler, nvcc, ncu = os.environ.get("CXX", "c++"), "nvcc", "ncu"
     if torch is not None:
         from attn_impls.tiled.build import cuda_tool
 
-        nvcc = cuda_tool("nvcc") or nvcc  # a toolkit is seldom on the path
+        nvcc, ncu = cuda_tool(nvcc) or nvcc, cuda_tool(ncu) or ncu  # a toolkit is seldom on the path
     programs = (
         ([compiler, "--version"], "", "the compiler for tiled-cpu and tiled-seq", "apt-get install g++"),
         ([nvcc, "--version"], "release", "the compiler for our CUDA kernels", "the CUDA toolkit that torch names"),
         (["ninja", "--version"], "", "the build tool of torch's extensions", "pip install ninja"),
+        ([ncu, "--version"], "Version", "Nsight Compute, for attn profile", "the CUDA toolkit, or nsight-compute"),
     )
     for command, containing, purpose, get in programs:
         line, name = first_line(command, containing), Path(command[0]).name

@@ -56,6 +56,17 @@ def write_text(path: Path, text: str) -> None:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
+def make_folder(folder: Path) -> None:
+    """Make ``folder`` where it is missing: before minutes of work that is to be written there rather than after.
+
+    Raises :class:`UserError` when it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

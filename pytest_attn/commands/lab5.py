@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_attn.commands.arguments import check_usable, device_of
 from pytest_attn.commands.errors import UserError
 from pytest_attn.commands.files import write_json
 from pytest_attn.commands.lab5_point import DTYPE, Measured, Point, measure_point, why_not
@@ -72,13 +73,9 @@ class _Bench:
     def __init__(self, names: Sequence[str], device: str, repeats: int) -> None:
         from attn_impls import discover
         from pytest_attn.perf.contract import contract_for
-        from pytest_attn.perf.device import pick_device
         from pytest_attn.perf.instruments import Instruments
 
-        try:
-            self.device = pick_device(device)
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        self.device = device_of(device)
         registry = discover()
         self.implementations = {name: _resolve(name, registry, self.device) for name in names}
         contract = contract_for("auto", self.device.type)
@@ -149,11 +146,7 @@ def _resolve(name: str, registry: Registry, device: torch.device) -> Implementat
 
 def _usable(name: str, registry: Registry, device: torch.device) -> Implementation:
     implementation = registry.resolve(name)
-    reason = why_missing(implementation, device.type)
-    if reason is not None:
-        advice = implementation.advice(reason)
-        get = f"; get it: {advice}" if advice else ""
-        raise UserError(f"{name} cannot run on {device.type}: {reason}{get}")
+    check_usable(name, implementation, device.type)
     return implementation
 
 

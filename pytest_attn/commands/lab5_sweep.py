@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_attn.commands.errors import UserError
-from pytest_attn.commands.files import write_json
+from pytest_attn.commands.files import make_folder, write_json
 from pytest_attn.commands.lab5_point import Measured, Point
 from pytest_attn.text import count
 
@@ -67,10 +67,7 @@ def sweep(points: Sequence[Point], measure: Callable[[Point], Measured], directo
 
     Raises :class:`UserError` when ``directory`` cannot be written.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)  # before an hour of measuring rather than after
-    except OSError as error:
-        raise UserError(f"cannot write to {directory}: {error.strerror or error}") from None
+    make_folder(directory)
     tally: Counter[str] = Counter()
     start = time.monotonic()
     try:

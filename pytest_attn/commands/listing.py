@@ -6,7 +6,7 @@ import argparse
 import inspect
 from typing import TYPE_CHECKING
 
-from pytest_attn.commands.errors import UserError
+from pytest_attn.commands.arguments import problems_of
 from pytest_attn.probe import state_of
 from pytest_attn.text import count, printable, table
 
@@ -54,12 +54,8 @@ def _grids() -> list[str]:
 
 def _problems(grid: str, device: str | None) -> list[str]:
     from attn_impls import Direction, discover
-    from attn_impls.grids import UnknownGrid, load_grid
 
-    try:
-        problems = load_grid(grid)
-    except UnknownGrid as error:
-        raise UserError(str(error)) from None
+    problems = problems_of(grid)
     header, rows = ["problem", "GFLOP fwd", "GFLOP bwd", "least MB fwd"], []
     for problem in problems:
         flops = (problem.flops(direction) / 1e9 for direction in (Direction.FWD, Direction.BWD))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import time
 from collections.abc import Iterator, Mapping
@@ -161,10 +162,14 @@ def _judged(
 def _not_finite(results: Mapping[str, torch.Tensor]) -> str | None:
     """Return the name of the first tensor with an infinity or NaN, or ``None``.
 
-    By their sums, which take no memory: in double precision those of narrower dtypes cannot overflow.
+    By the largest magnitude of each, which takes one pass and no memory, keeps NaN and cannot overflow. A sum in a
+    wider dtype would copy the tensor to that dtype first.
     """
-    finite = torch.stack([tensor.sum(dtype=torch.float64) for tensor in results.values()]).isfinite().tolist()
-    return next((name for name, is_finite in zip(results, finite, strict=True) if not is_finite), None)
+    largest = {name: torch.linalg.vector_norm(t, ord=math.inf) for name, t in results.items() if t.numel()}
+    if not largest:
+        return None
+    finite = torch.stack(list(largest.values())).isfinite().tolist()
+    return next((name for name, is_finite in zip(largest, finite, strict=True) if not is_finite), None)
 
 
 def _standard(

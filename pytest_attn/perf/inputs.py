@@ -92,7 +92,7 @@ class _Watched:
     def sum(self, into: torch.Tensor) -> None:
         """Write the sums of the columns."""
         torch.sum(self._rows, dim=0, dtype=torch.int64, out=into)
-        into[: self._rest.numel()].add_(self._rest)  # "+=" would copy the part onto itself behind that
+        into[: self._rest.numel()].add_(self._rest)
 
     def restore(self, tensor: torch.Tensor) -> None:
         """Give ``tensor`` its storage and its form back."""

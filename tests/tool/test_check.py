@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from attn_impls import as_implementation
 from attn_impls.naive import naive
@@ -60,13 +61,25 @@ def test_what_a_call_leaves_unwritten_is_not_what_an_earlier_one_left_there(monk
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 def test_one_value_that_is_not_finite_is_found_and_large_ones_are_finite(value: float) -> None:
-    large = torch.full((64, 64), torch.finfo(torch.float32).max)
-    assert check._not_finite({"out": large, "lse": -large}) is None
-    spoiled = large.clone()
-    spoiled[17, 3] = value
-    assert check._not_finite({"out": large, "lse": spoiled}) == "lse"
-    spoiled[18, 3] = -value
-    assert check._not_finite({"out": large, "lse": spoiled}) == "lse"
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        large = torch.full((64, 64), torch.finfo(dtype).max, dtype=dtype)
+        assert check._not_finite({"out": large, "dq": -large, "dk": large[:0]}) is None
+        spoiled = large.clone()
+        spoiled[17, 3] = value
+        assert check._not_finite({"out": large, "dq": spoiled.t(), "dk": spoiled}) == "dq"
+        spoiled[18, 3] = -value
+        assert check._not_finite({"out": large, "dq": spoiled}) == "dq"
+    assert check._not_finite({"out": large[:0]}) is None
+
+
+def test_to_look_for_what_is_not_finite_takes_no_memory() -> None:
+    out = torch.ones(2, 64, 8, 64, dtype=torch.bfloat16).transpose(1, 2)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        check._not_finite({"out": out})
+    events = profiler.profiler.kineto_results.events() if profiler.profiler else []
+    taken = [event.nbytes() for event in events if event.name() == "[memory]" and event.nbytes() > 0]
+    assert taken, "the profiler saw no allocation at all"
+    assert sum(taken) < out.nbytes // 8
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[None]:

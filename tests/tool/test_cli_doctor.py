@@ -29,7 +29,7 @@ def test_it_names_what_is_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert words(out, "torch")[:3] == ["ok", "torch", f"{torch.__version__},"]
     for name in ("Python", "pytest", "pytest-benchmark", "hypothesis", "cpu", "naive"):
         assert words(out, name)[0] == "ok"
-    for name in ("c++", "nvcc", "ninja", "matplotlib", "pandas", "jinja2", "nvidia-ml-py", "flash-attn"):
+    for name in ("c++", "nvcc", "ncu", "ninja", "matplotlib", "pandas", "jinja2", "nvidia-ml-py", "flash-attn"):
         assert words(out, name)[0] in ("ok", "missing")
     assert out.splitlines()[-1].startswith("attn doctor: ready; ")
 

@@ -1,49 +1,67 @@
-"""Writes what was measured into docs/ladder.md: ``python reports/h100/ladder/make.py RUN.json... [COUNTERS.csv]``.
+"""Writes what was measured into docs/ladder.md: ``python reports/h100/ladder/make.py RUN.json... [PROFILE.json...]``.
 
-``RUN.json`` is what ``pytest -m perf --attn-grid hw4 --benchmark-json=RUN.json`` wrote; several are read as one.
-``COUNTERS.csv`` is what ``ncu --csv --page raw --print-units base --log-file COUNTERS.csv`` wrote of a forward of each
-rung, with the metrics of :data:`COUNTERS`. Where a kernel was profiled more than once, the last counts.
+``RUN.json`` is what ``pytest -m perf --benchmark-json=RUN.json`` wrote, ``PROFILE.json`` what ``attn profile`` wrote of
+forward calls; several of either are read as one, told apart by what they hold. Each dtype has tables of its own. The
+counters are those of the largest problem of the dtype at which most rungs were profiled; of a rung that was profiled
+more than once there, the last counts.
 """
 
 from __future__ import annotations
 
-import csv
-import re
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))  # run as a script from anywhere
 
-from attn_impls.problem import Direction  # noqa: E402
+from attn_impls.problem import DTYPE_BYTES, Direction, Problem  # noqa: E402
+from pytest_attn.counters.document import Call, is_profile, load_profile  # noqa: E402
 from pytest_attn.perf.record import Record, load_run  # noqa: E402
 
 PAGE = ROOT / "docs" / "ladder.md"
-RUNGS = ("seq", "global", "smem", "pad", "coalesced", "unroll", "regs")
-# Metric of Nsight Compute: its column, and what one unit of the column is in the metric's base unit.
+RUNGS = (
+    "seq",
+    "global",
+    "smem",
+    "pad",
+    "coalesced",
+    "unroll",
+    "regs",
+    "mma",
+    "async",
+    "wgmma",
+    "ws",
+    "overlap",
+    "hopper",
+)
+# Row of a profile: its column, and what one unit of the column is in the row's unit.
 COUNTERS = {
-    "gpu__time_duration.sum": ("ms", 1e6),
-    "l1tex__average_t_sectors_per_request_pipe_lsu_mem_global_op_ld.ratio": ("sectors a global load", 1),
-    "l1tex__t_bytes_pipe_lsu_mem_global_op_ld.sum": ("GB global loads", 1e9),
-    "lts__t_bytes.sum": ("GB through L2", 1e9),
-    "dram__bytes_read.sum": ("MB from DRAM", 1e6),
-    "l1tex__data_pipe_lsu_wavefronts_mem_shared_op_ld.sum": ("M shared load turns", 1e6),
-    "l1tex__data_bank_conflicts_pipe_lsu_mem_shared_op_ld.sum": ("M load conflicts", 1e6),
-    "l1tex__data_bank_conflicts_pipe_lsu_mem_shared_op_st.sum": ("M store conflicts", 1e6),
-    "smsp__inst_executed.sum": ("M instructions", 1e6),
-    "sm__warps_active.avg.pct_of_peak_sustained_active": ("% occupancy", 1),
-    "launch__registers_per_thread": ("registers", 1),
+    "duration": ("ms", 1e-3),
+    "gld_transactions_per_request": ("sectors a global load", 1),
+    "gld_bytes": ("GB global loads", 1e9),
+    "l2_bytes": ("GB through L2", 1e9),
+    "dram_read_bytes": ("MB from DRAM", 1e6),
+    "shared_load_transactions": ("M shared load turns", 1e6),
+    "shared_ld_bank_conflict": ("M load conflicts", 1e6),
+    "shared_st_bank_conflict": ("M store conflicts", 1e6),
+    "inst_executed": ("M instructions", 1e6),
+    "tensor_precision_fu_utilization": ("% tensor pipe", 1),
+    "achieved_occupancy": ("% occupancy", 1),
+    "registers": ("registers", 1),
+    "local_memory": ("bytes spilled", 1),
 }
 
 
-def times(records: list[Record]) -> str:
+def times(records: Sequence[Record]) -> str:
     """Return the table of milliseconds, each with its speed over the rung before on the same problem."""
     ok = {
         (r.impl.removeprefix("tiled-"), r.problem): r.time_s.median
         for r in records
         if r.time_s is not None and r.direction is Direction.FWD
     }
-    problems = sorted({problem for _, problem in ok}, key=lambda problem: (problem.batch, problem.q_len))
+    problems = sorted({problem for _, problem in ok}, key=lambda p: (p.batch, p.q_len, p.head_dim, p.id))
     rungs = [rung for rung in RUNGS if any((rung, problem) in ok for problem in problems)]
     others = sorted({name for name, _ in ok} - set(RUNGS))
     rows = []
@@ -51,28 +69,37 @@ def times(records: list[Record]) -> str:
         cells = []
         for problem in problems:
             seconds = ok.get((rung, problem))
-            above = [ok.get((each, problem)) for each in rungs[: rungs.index(rung)]] if rung in rungs else []
-            before = above[-1] if above else None
-            gain = "" if before is None or seconds is None else f" ({before / seconds:.2f}×)"
+            earlier = rungs[: rungs.index(rung)] if rung in rungs else []
+            above = [ok[each, problem] for each in earlier if (each, problem) in ok]
+            gain = f" ({above[-1] / seconds:.2f}×)" if above and seconds is not None else ""
             cells.append("" if seconds is None else f"{1e3 * seconds:.3g}{gain}")
         rows.append([f"`tiled-{rung}`" if rung in rungs else f"`{rung}`", *cells])
-    sizes = [f"{problem.batch}, {problem.q_len}, {problem.head_dim}" for problem in problems]
-    return table(["ms (over the rung before)", *sizes], rows)
+    return table(["ms (over the rung before)", *map(size, problems)], rows)
 
 
-def counters(path: Path) -> str:
-    """Return the table of Nsight Compute's counters, one row a rung."""
-    lines = [line for line in path.read_text().splitlines() if line.startswith('"')]
-    found: dict[str, dict[str, str]] = {}
-    for row in csv.DictReader(lines):
-        if match := re.search(r"(\w+)_forward_kernel", row["Kernel Name"]):
-            found[match[1]] = row
-    metrics = [metric for metric in COUNTERS if any(metric in row for row in found.values())]
+def counters(calls: Sequence[Call]) -> str:
+    """Return the table of counters at one problem, a row for each rung; nothing where no rung was profiled."""
+    found: dict[Problem, dict[str, Call]] = {}
+    for call in calls:
+        rung = call.impl.removeprefix("tiled-")
+        if call.status == "ok" and call.direction is Direction.FWD and rung in RUNGS:
+            found.setdefault(call.problem, {})[rung] = call
+    if not found:
+        return ""
+    problem, at = max(found.items(), key=lambda item: (len(item[1]), item[0].flops()))
+    shown = [row for row in COUNTERS if any(call.values.get(row) is not None for call in at.values())]
     rows = []
-    for rung in (rung for rung in RUNGS if rung in found):
-        values = [float(found[rung][metric].replace(",", "")) / COUNTERS[metric][1] for metric in metrics]
-        rows.append([f"`tiled-{rung}`", *(f"{value:.4g}" for value in values)])
-    return table(["rung", *(COUNTERS[metric][0] for metric in metrics)], rows)
+    for rung in (rung for rung in RUNGS if rung in at):
+        values = [(at[rung].values.get(row), COUNTERS[row][1]) for row in shown]
+        cells = ["n/a" if value is None else f"{value / unit:.4g}" for value, unit in values]
+        rows.append([f"`tiled-{rung}`", *cells])
+    return table([f"counters at {size(problem)}", *(COUNTERS[row][0] for row in shown)], rows)
+
+
+def size(problem: Problem) -> str:
+    """Return batch, heads where there are several, length and head dim, as the ladder's grid writes them."""
+    heads = f"{problem.heads}, " if problem.heads > 1 else ""
+    return f"{problem.batch}, {heads}{problem.q_len}, {problem.head_dim}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -89,12 +116,19 @@ def fill(text: str, measured: str) -> str:
 
 def main(arguments: list[str], page: Path = PAGE) -> None:
     """Read the files and write the page."""
-    runs = [load_run(name) for name in arguments if name.endswith(".json")]
+    profiled = [name for name in arguments if is_profile(json.loads(Path(name).read_text()))]
+    runs = [load_run(name) for name in arguments if name not in profiled]
+    profiles = [load_profile(name) for name in profiled]
     if not runs:
         raise SystemExit(__doc__)
-    machine = ", ".join(dict.fromkeys(str(run.machine.get("device", "")) for run in runs))
-    parts = [f"{machine}.", times([record for run in runs for record in run.records])]
-    parts += [counters(Path(name)) for name in arguments if name.endswith(".csv")]
+    records = [record for run in runs for record in run.records]
+    calls = [call for profile in profiles for call in profile.calls]
+    machines = [each.machine.get("device", "") for each in (*runs, *profiles)]
+    parts = [f"{', '.join(dict.fromkeys(map(str, machines)))}."]
+    for dtype in DTYPE_BYTES:
+        timed = [record for record in records if record.problem.dtype == dtype]
+        counted = counters([call for call in calls if call.problem.dtype == dtype])
+        parts += [f"### {dtype}"] * bool(timed or counted) + [times(timed)] * bool(timed) + [counted] * bool(counted)
     page.write_text(fill(page.read_text(), "\n\n".join(parts)))
 
 

@@ -120,6 +120,8 @@ _cost = pytest.StashKey[Cost]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Begin to clock."""
+    if "ATTN_COST" not in os.environ:  # rather than lose at the end what took minutes
+        raise pytest.UsageError("ATTN_COST does not say which file to write the cost to")
     config.stash[_cost] = Cost()
     config.stash[_cost].watch()
 
