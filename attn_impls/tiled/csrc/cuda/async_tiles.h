@@ -24,7 +24,7 @@ struct AsyncForward;
 template <>
 struct AsyncForward<32> : ForwardTiles<32, 2, 4, 64, 2> {};
 template <>
-struct AsyncForward<64> : ForwardTiles<64, 2, 4, 128, 2> {};
+struct AsyncForward<64> : ForwardTiles<64, 2, 4, 64, 3> {};
 template <>
 struct AsyncForward<96> : ForwardTiles<96, 2, 4, 64, 2> {};
 template <>

@@ -45,8 +45,8 @@ class Variant:
 VARIANTS = (
     Variant("d64_k64", "64, 2, 4, 64, 2"),
     Variant("d64_k96", "64, 2, 4, 96, 2"),
+    Variant("d64_k128", "64, 2, 4, 128, 2"),
     Variant("d64_k48_3blocks", "64, 2, 4, 48, 3"),
-    Variant("d64_k64_3blocks", "64, 2, 4, 64, 3"),
     Variant("d64_k128_8warps", "64, 2, 8, 128, 1"),
     Variant("d64_k64_48rows", "64, 3, 4, 64, 2"),
     Variant("d128_k48", "128, 2, 4, 48, 2"),
