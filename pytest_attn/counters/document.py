@@ -17,7 +17,8 @@ SCHEMA = 1
 KIND = "attn-profile"
 
 _LOAD_ROWS = ("gld_throughput", "gld_bytes", "gld_transactions_per_request")
-_ANONYMOUS = re.compile(r"\(anonymous namespace\)|<unnamed>")
+# Nsight Compute drops the namespaces before a name, and with them the bracket of an inner "<unnamed>".
+_ANONYMOUS = re.compile(r"\(anonymous namespace\)|<?\bunnamed>")
 
 
 class BadProfile(ValueError):
@@ -155,6 +156,8 @@ def short_name(name: str) -> str:
     'smem_forward_kernel'
     >>> short_name("_flash_forward"), short_name("void at::native::fill<at::Functor<int>>(int, at::Functor<int>)")
     ('_flash_forward', 'fill')
+    >>> short_name("void unnamed>::hopper_forward_kernel<__nv_bfloat16, PersistentTiles<64, 3>>(PersistentParams<T1>)")
+    'hopper_forward_kernel'
     """
     plain = _ANONYMOUS.sub("anonymous", name)
     flat, depth = [], 0
@@ -216,7 +219,7 @@ def _mark_bypassed(call: Call) -> None:
     """Take the load rows from the main kernel where threads cannot have loaded what it must read.
 
     Attention reads what the mask leaves of q, k and v at least once. Where the threads of the kernel that has most of
-    the time loaded less than half of that, TMA or cp.async brought the rest, and the counter's small number is of
+    the time loaded less than half of that, TMA brought the rest, and the counter's small number is of
     something else.
     """
     main = max(call.kernels, key=Kernel.weight, default=None)
@@ -227,7 +230,7 @@ def _mark_bypassed(call: Call) -> None:
     if loaded < 0.5 * least:
         note = (
             f"threads load {loaded / 1e6:.3g} MB, while the call reads {least / 1e6:.3g} MB of q, k and v: "
-            "the rest comes by TMA or cp.async, past this counter"
+            "the rest comes by TMA, past this counter"
         )
         for name in _LOAD_ROWS:
             _put(main, BY_NAME[name], None, note)

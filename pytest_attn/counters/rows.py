@@ -96,7 +96,7 @@ def _no_shared_stores(metrics: Metrics) -> str | None:
 def _no_loads(metrics: Metrics) -> str | None:
     if metrics.get(LOADED) != 0:
         return None
-    return "no thread loads from global memory (TMA and cp.async do so past this counter)"
+    return "no thread loads from global memory (TMA does so past this counter)"
 
 
 def _no_stores(metrics: Metrics) -> str | None:

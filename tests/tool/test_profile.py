@@ -140,7 +140,7 @@ def test_a_row_that_means_nothing_says_why(ncu: FakeNcu, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("metric", "row", "reason"),
     [
-        (LOADED, "gld_throughput", "no thread loads from global memory (TMA and cp.async do so past this counter)"),
+        (LOADED, "gld_throughput", "no thread loads from global memory (TMA does so past this counter)"),
         (
             SHARED_LOADS,
             "shared_load_throughput",
