@@ -28,7 +28,8 @@ second what rounding must be allowed. ``shared = unit + 4 sqrt(terms) unit32``, 
 of float32, is for roundings that all rows share: that of a constant, of equal weights, of a float32 sum of ``terms``
 almost equal terms. In bf16 it is 0.4 %, so that 1 % shows wherever enough rows are averaged. Where ``|g| < 4 scatter``,
 ``g`` is taken as 0: what is below an element's own rounding decides which way it rounds, and such errors do not average
-out.
+out. So it is where ``|g| < 4 sqrt(tiles) step``, with the dtype's smallest step and tiles of 32 terms: what a tile adds
+is lost below half a step where the sum over tiles is kept in the dtype, as PyTorch's flash backward on a CPU keeps it.
 
 In fp16 and bf16 ``naive`` rounds its scores too, which ``noise`` leaves out, as no fused kernel does it; and in a small
 problem its error is a matter of luck. So there ``n`` is what gives the largest bound of four ways to write the
@@ -49,6 +50,7 @@ from pytest_attn.correctness.oracle import Truth
 RULES = ("element", "rms", "row", "gain", "scale")
 NAIVE_FACTOR = 2.0
 FLOOR = 4.0
+_TILE = 32  # terms; the fewest that a kernel sums up before it rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +126,11 @@ class TensorBudget:
         self._rms_budget = NAIVE_FACTOR * max(_rms(error) for error in errors) + FLOOR * _rms(noise)
         by_row, scatter_by_row = (self._by_row(tensor).sqrt() for tensor in (errors, scatter))
         self._row_bound = scatter_by_row * (NAIVE_FACTOR * (by_row / scatter_by_row).max() + FLOOR)
-        shared = (torch.finfo(naive[0].dtype).eps + FLOOR * math.sqrt(truth.terms) * torch.finfo(torch.float32).eps) / 2
+        finfo = torch.finfo(naive[0].dtype)
+        shared = (finfo.eps + FLOOR * math.sqrt(truth.terms) * torch.finfo(torch.float32).eps) / 2
+        lost = math.sqrt(max(1.0, truth.terms / _TILE)) * finfo.smallest_normal * finfo.eps
         directions = (None if self._rowless else self._exact, truth.by_log_scale.get(quantity))
-        self._gain, self._scale = (_shared_error(errors, scatter, each, shared) for each in directions)
+        self._gain, self._scale = (_shared_error(errors, scatter, each, shared, lost) for each in directions)
 
     def judge(self, name: str, got: torch.Tensor) -> TensorVerdict:
         """Compare ``got`` with the truth; ``name`` is for the verdict."""
@@ -201,12 +205,12 @@ def _unravelled(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _shared_error(
-    errors: torch.Tensor, scatter: torch.Tensor, direction: torch.Tensor | None, shared: float
+    errors: torch.Tensor, scatter: torch.Tensor, direction: torch.Tensor | None, shared: float, lost: float
 ) -> _Shared | None:
     """Return how far an error may go along ``direction`` by naive's ``errors``; ``None`` without one."""
     if direction is None:
         return None
-    direction = direction.masked_fill(direction.abs() < FLOOR * scatter, 0.0)
+    direction = direction.masked_fill(direction.abs() < FLOOR * scatter.clamp(min=lost), 0.0)
     rows, expected = (errors * direction).sum(dim=-1), (scatter * direction.abs()).sum(dim=-1)
     rows = rows.reshape(len(errors), -1)
     along, deviation = rows.sum(dim=1).abs(), (rows.square().sum(dim=1) + expected.square().sum()).sqrt()
