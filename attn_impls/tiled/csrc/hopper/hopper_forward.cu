@@ -57,7 +57,7 @@ std::tuple<Tensor, Tensor> hopper_forward(const Tensor& q_given, const Tensor& k
         using Choice = HopperForward<decltype(columns)::kValue>;
         const auto launch = [&](auto tiles) {
           using Tiles = decltype(tiles);
-          launch_persistent_forward<decltype(element), Tiles>(shape, q, k, v, out, lse, scale, band, rounds);
+          launch_persistent_forward<decltype(element), Tiles>(shape, q, k, v, out, lse, scale, band, rounds, false);
         };
         using Quick = typename Choice::Quick;
         using Sparing = typename Choice::Sparing;

@@ -77,7 +77,7 @@ int* counter_of(int device, cudaStream_t stream) {
 
 template <typename T, typename Tiles>
 void launch_persistent_forward(const Shape& shape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
-                               const Tensor& lse, double scale, const Band& band, int rounds) {
+                               const Tensor& lse, double scale, const Band& band, int rounds, bool leads) {
   const int device = q.get_device_index();
   const int multiprocessors = device_of(q).multiprocessors;
   const int64_t tiles = (shape.q_len + Tiles::kQueries - 1) / Tiles::kQueries, heads = shape.batch * shape.heads;
@@ -87,7 +87,9 @@ void launch_persistent_forward(const Shape& shape, const Tensor& q, const Tensor
   int64_t section = heads_of_section(shape, tiles, multiprocessors, rounds);
   // Dealing is even when a round forth and one back hold several whole heads, or when all heads are one section.
   if (rounds != 0 && counter == nullptr) section = 2 * tiles > multiprocessors ? heads : 1;
-  const Schedule schedule{static_cast<int>(tiles), static_cast<int>(heads), static_cast<int>(section), counter};
+  const int64_t led = leads && counter != nullptr ? heads - section : 0;
+  const Schedule schedule{static_cast<int>(tiles), static_cast<int>(heads), static_cast<int>(section),
+                          static_cast<int>(led), counter};
   const PersistentParams<T> params{map_of(q, Tiles::kQueries),
                                    map_of(k, Tiles::kKeys),
                                    map_of(v, Tiles::kKeys),

@@ -11,13 +11,16 @@ namespace attn {
 
 // Heads, those of all batches in a row, are taken a section at a time, and what is no whole section comes first. Within
 // a section the last tile of every head comes first, then the tile before it of every head: under a causal mask the
-// longest first, so that what is left for the end is short. Blocks begin with the tile of their own number. What
-// follows is either
+// longest first, so that what is left for the end is short. But the first tiles of a section read all of its keys and
+// values, and those after them nothing but queries: where memory is what takes the time, `led` heads come one by one
+// before, and the sections are for the end alone. Blocks begin with the tile of their own number. What follows is
+// either
 //   fetched   the next that nobody has, by a counter in global memory: even loads whatever the tiles cost
 //   dealt     every gridDim.x-th, forth and back in turns: no memory, and even loads where tiles shrink evenly
 struct Schedule {
   int tiles, heads;  // query tiles of a head; heads of all batches
   int section;       // heads
+  int led;           // heads
   int* fetched;      // how many tiles were fetched, 0 at launch and again at the end; null where they are dealt
 
   ATTN_HOST_DEVICE int count() const { return tiles * heads; }
@@ -40,9 +43,15 @@ struct Schedule {
 
   // Query tiles have `rows` rows.
   __device__ QueryTile tile(int index, const Shape& shape, int rows) const {
-    const int rest = heads % section, after = index - rest * tiles, of_section = section * tiles;
-    const int begin = after < 0 ? 0 : rest + after / of_section * section;  // heads of the sections before
-    const int mixed = after < 0 ? rest : section, within = after < 0 ? index : after % of_section;
+    int begin, mixed, within;  // heads of the sections before, and of this one; which of its tiles
+    if (index < led * tiles) {
+      begin = index / tiles, mixed = 1, within = index % tiles;
+    } else {
+      const int behind = index - led * tiles, rest = (heads - led) % section;
+      const int after = behind - rest * tiles, of_section = section * tiles;
+      begin = led + (after < 0 ? 0 : rest + after / of_section * section);
+      mixed = after < 0 ? rest : section, within = after < 0 ? behind : after % of_section;
+    }
     const int q_len = static_cast<int>(shape.q_len), batch_heads = static_cast<int>(shape.heads);
     const int any_head = begin + within % mixed, q0 = (tiles - 1 - within / mixed) * rows;
     const int head = any_head % batch_heads;

@@ -48,15 +48,25 @@ class Variant:
 VARIANTS = (
     Variant("d64_3x128_inner", "64, 3, 128, 4, 2, true, true"),
     Variant("d64_3x128_apart", "64, 3, 128, 4, 2, false"),
+    Variant("d64_3x128_apart_5", "64, 3, 128, 5, 2, false"),
+    Variant("d64_3x64_apart", "64, 3, 64, 8, 2, false"),
     Variant("d128_3x128_apart", "128, 3, 128, 2, 2, false"),
+    Variant("d128_3x96_apart", "128, 3, 96, 3, 1, false"),
+    Variant("d128_3x64_apart", "128, 3, 64, 4, 2, false"),
     Variant("d256_2x80", "256, 2, 80, 2, 1"),
 )
 
 # By mask, how many rounds of all multiprocessors make a section, as ``csrc/hopper/schedule.h`` says: the last argument
 # of each operator. The first is that of tiled-hopper.
 ROUNDS = {
-    FULL: {"": 0, "2 rounds": 2},
-    CAUSAL: {"": 2, "1 round": 1, "4 rounds": 4},
+    FULL: {"": (0, False)},
+    CAUSAL: {
+        "": (2, False),
+        "1 round": (1, False),
+        "one by one": (0, False),
+        "led": (2, True),
+        "led 1 round": (1, True),
+    },
 }
 SOURCE = """#include <torch/csrc/stable/library.h>
 
@@ -66,19 +76,19 @@ namespace attn {{
 struct {name} : PersistentTiles<{tiles}> {{}};
 
 static std::tuple<Tensor, Tensor> run_{name}(const Tensor& q_given, const Tensor& k_given, const Tensor& v_given,
-                                             double scale, int64_t low, int64_t high, int64_t rounds) {{
+                                             double scale, int64_t low, int64_t high, int64_t rounds, bool leads) {{
   STD_TORCH_CHECK(q_given.scalar_type() == ScalarType::BFloat16 && q_given.size(3) <= {name}::kColumns,
                   "built for bfloat16 and heads of at most ", {name}::kColumns);
   const auto run = [&](const Shape& shape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
                        const Tensor& lse) {{
     launch_persistent_forward<__nv_bfloat16, {name}>(shape, q, k, v, out, lse, scale, Band::from_diagonals(low, high),
-                                                     static_cast<int>(rounds));
+                                                     static_cast<int>(rounds), leads);
   }};
   return with_hopper_tensors(q_given, k_given, v_given, scale, run);
 }}
 }}  // namespace attn
 STABLE_TORCH_LIBRARY_FRAGMENT(attn_tuning, library) {{
-  library.def("{name}(Tensor q, Tensor k, Tensor v, float scale, int low, int high, int rounds) "
+  library.def("{name}(Tensor q, Tensor k, Tensor v, float scale, int low, int high, int rounds, bool leads) "
               "-> (Tensor out, Tensor lse)");
 }}
 STABLE_TORCH_LIBRARY_IMPL(attn_tuning, CUDA, library) {{
@@ -87,13 +97,13 @@ STABLE_TORCH_LIBRARY_IMPL(attn_tuning, CUDA, library) {{
 """
 
 
-def call_of(variant: Variant, rounds: int) -> hopper.Call:
+def call_of(variant: Variant, order: tuple[int, bool]) -> hopper.Call:
     """Return the variant's operator as a function of tensors and a problem."""
     operator = getattr(torch.ops.attn_tuning, variant.name)
 
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
         diagonals = ops.diagonals(problem.mask, problem.q_len, problem.kv_len)
-        out, lse = operator(q, k, v, problem.softmax_scale, *diagonals, rounds)
+        out, lse = operator(q, k, v, problem.softmax_scale, *diagonals, *order)
         return out, lse
 
     return call
@@ -107,8 +117,8 @@ def check(variant: Variant) -> int:
         return problem.dtype == "bf16" and narrower < problem.head_dim <= variant.width
 
     wrong = 0
-    for name, rounds in ROUNDS[CAUSAL].items():
-        call = call_of(variant, rounds)
+    for name, order in ROUNDS[CAUSAL].items():
+        call = call_of(variant, order)
         wrong += hopper.check_numbers(f"{variant.name} {name}", call, takes)
         wrong += hopper.check_launches(f"{variant.name} {name}", call, variant.width)
     return wrong
@@ -130,8 +140,8 @@ def measure(width: int, peers: list[str], wrong: set[str]) -> None:
         for variant in VARIANTS:
             if variant.width != width or variant.name in wrong:
                 continue
-            for name, rounds in ROUNDS[problem.mask].items():
-                functions[f"{variant.name} {name}".strip()] = call_of(variant, rounds)
+            for name, order in ROUNDS[problem.mask].items():
+                functions[f"{variant.name} {name}".strip()] = call_of(variant, order)
         return functions
 
     candidates.compare(width, functions_of, peers, "tiled-hopper")
