@@ -27,7 +27,7 @@ SHAPES = (
     Problem(1, 2, 1, 300, 420, 64, "fp16", Mask("window", 150, 40)),
     Problem(1, 2, 2, 200, 333, 128, "bf16", FULL),
     Problem(1, 2, 1, 33, 65, 40, "fp16", FULL),
-    Problem(1, 48, 8, 390, 390, 128, "bf16", CAUSAL),
+    Problem(1, 144, 8, 130, 130, 64, "bf16", CAUSAL),
     Problem(1, 2, 1, 150, 170, 256, "fp16", CAUSAL),
     Problem(3, 50, 50, 3, 5, 64, "bf16", FULL),
 )

@@ -161,6 +161,7 @@ struct BackwardBlock {
     const uint4 words = load_shared_16_bytes(note());
     recall(words);
     find_keys();
+    __syncwarp();  // all lanes have read it
     if (threadIdx.x % kWarp == 0) arrive(kv_empty());
     return same_for_warp(words.x) - 1;
   }

@@ -103,7 +103,7 @@ class BackwardKeys {
     }
     if constexpr (Tiles::kRegistersToSpare) {  // otherwise dV may take until dQ is waited for
       wait_for_products<0>();
-      block.do_ring().release(turn);
+      block.do_ring().release_after_loads(turn);
     }
     // All of dS is there. A warpgroup that goes on writes the other dS in the next visit; in the one after that it has
     // passed this barrier again, before which the other warpgroup waited for its products with this dS.
@@ -147,10 +147,10 @@ class BackwardKeys {
     if constexpr (more) start_scores<0>(scores);
     wait_for_products<more ? 2 : 1>();
     pin(dq);
-    if constexpr (!Tiles::kRegistersToSpare) block.do_ring().release(done);
+    if constexpr (!Tiles::kRegistersToSpare) block.do_ring().release_after_loads(done);
     pass_on(dq, at);
     wait_for_products<more ? 1 : 0>();
-    block.q_ring().release(done);
+    block.q_ring().release_after_loads(done);
   }
 
   template <int step>

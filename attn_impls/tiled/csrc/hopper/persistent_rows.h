@@ -53,7 +53,7 @@ class PersistentRows {
         block.v_ring().release(turn);
       }
       const QueryTile ended = block.noted_work(q_turn).queries;  // registers did not keep it
-      block.q_ring().release(q_turn);
+      block.q_ring().release_after_loads(q_turn);
       float inverse[1][2];
       end_softmax(inverse, ended);
       write(inverse, ended);
@@ -184,7 +184,7 @@ class PersistentRows {
   // The scores are there: the keys have been read, and with the last of them the queries.
   __device__ __forceinline__ void release_keys() const {
     block.k_ring().release(turn);
-    if (tile == work.tiles.first) block.q_ring().release(q_turn);
+    if (tile == work.tiles.first) block.q_ring().release_after_loads(q_turn);
   }
   __device__ __forceinline__ void start_scores(Scores& scores) const {
     begin_products();

@@ -45,6 +45,11 @@ struct Ring {
   __device__ void release(Turn<stages> turn) const {
     if (threadIdx.x % 32 == 0) arrive(empty(turn.stage));
   }
+  // The same where the lanes read the place by loads of their own: all of them come before the one lane's arrival.
+  __device__ void release_after_loads(Turn<stages> turn) const {
+    __syncwarp();
+    release(turn);
+  }
 
  private:
   __device__ uint32_t full(int stage) const { return barriers + stage * kBarrierBytes; }

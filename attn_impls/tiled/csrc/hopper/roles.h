@@ -21,6 +21,8 @@ template <>
 struct Registers<2> : Trade<2, 24, 240> {};
 template <>
 struct Registers<3> : Trade<3, 32, 160> {};
+template <>
+struct Registers<4> : Trade<4, 32, 112> {};
 
 template <typename Tiles>
 constexpr int kSpecialisedThreads = (Tiles::kWarpgroups + 1) * kWarpgroup;

@@ -48,10 +48,11 @@ class Variant:
 VARIANTS = (
     Variant("d64_3x128_inner", "64, 3, 128, 4, 2, true, true"),
     Variant("d64_3x128_apart", "64, 3, 128, 4, 2, false"),
-    Variant("d64_3x128_apart_5", "64, 3, 128, 5, 2, false"),
+    Variant("d64_4x64_apart", "64, 4, 64, 8, 2, false"),
+    Variant("d64_4x96_apart", "64, 4, 96, 4, 2, false"),
+    Variant("d64_4x80_apart", "64, 4, 80, 5, 2, false"),
     Variant("d64_3x64_apart", "64, 3, 64, 8, 2, false"),
     Variant("d128_3x128_apart", "128, 3, 128, 2, 2, false"),
-    Variant("d128_3x96_apart", "128, 3, 96, 3, 1, false"),
     Variant("d128_3x64_apart", "128, 3, 64, 4, 2, false"),
     Variant("d256_2x80", "256, 2, 80, 2, 1"),
 )
@@ -63,7 +64,6 @@ ROUNDS = {
     CAUSAL: {
         "": (2, False),
         "1 round": (1, False),
-        "one by one": (0, False),
         "led": (2, True),
         "led 1 round": (1, True),
     },
