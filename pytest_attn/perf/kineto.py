@@ -14,6 +14,7 @@ from pytest_attn.perf.timers import Prepare
 
 # The kernel of torch.cuda._sleep, which stands before and after each traced call.
 SPIN_KERNEL = "spin_kernel"
+_HOST_COPIES = ("Memcpy HtoD", "Memcpy DtoH")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,15 @@ class Trace:
 
     @property
     def busy_s(self) -> float:
-        """How long any of them ran: gaps are left out, and what ran at the same time counts once."""
+        """How long any of them ran: gaps are left out, and what ran at the same time counts once.
+
+        Copies from and to the host are left out: of those that wait for each other on several streams, CUPTI counts the
+        waiting, too.
+        """
         busy, until = 0.0, -math.inf
         for kernel in self.kernels:
+            if kernel.name.startswith(_HOST_COPIES):
+                continue
             end = kernel.start_s + kernel.duration_s
             busy += max(0.0, end - max(kernel.start_s, until))
             until = max(until, end)

@@ -128,6 +128,17 @@ def test_a_time_much_shorter_than_the_kernels_is_no_time() -> None:
         disagreement(3e-6, [traced(60.0, 40.0)])
 
 
+def test_copies_that_wait_for_each_other_do_not_make_a_time_implausible() -> None:
+    up, down = "Memcpy HtoD (Pinned -> Device)", "Memcpy DtoH (Device -> Pinned)"
+    four_streams = Trace((Kernel(up, 0.0, 200e-6), Kernel("attention", 10e-6, 60e-6), Kernel(down, 80e-6, 190e-6)))
+    assert four_streams.busy_s == pytest.approx(60e-6)
+    sentence = disagreement(135e-6, [four_streams])
+    assert sentence is not None
+    assert "they overlap, or ran slower there" in sentence
+    with pytest.raises(Implausible):
+        disagreement(25e-6, [four_streams])
+
+
 def test_gaps_of_a_traced_call_do_not_make_its_time_implausible() -> None:
     # Ten kernels of 2 µs, 30 µs with hidden launches; traced, the host needs 20 µs for each.
     sentence = disagreement(30e-6, [traced(*[2.0] * 10, gap=18.0)])
