@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,16 +13,16 @@ from pytest_attn.perf.timers import Prepare
 
 # The kernel of torch.cuda._sleep, which stands before and after each traced call.
 SPIN_KERNEL = "spin_kernel"
-_HOST_COPIES = ("Memcpy HtoD", "Memcpy DtoH")
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One kernel, copy or fill: its demangled name, when it started, from the first one on, and its seconds."""
+    """One kernel, copy or fill: its demangled name, when it started, from the first one on, its seconds, its stream."""
 
     name: str
     start_s: float
     duration_s: float
+    stream: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +37,16 @@ class Trace:
         return sum(kernel.duration_s for kernel in self.kernels)
 
     @property
-    def busy_s(self) -> float:
-        """How long any of them ran: gaps are left out, and what ran at the same time counts once.
+    def stream_s(self) -> float:
+        """How long the kernels of the busiest stream ran, one after the other: gaps are left out.
 
-        Copies from and to the host are left out: of those that wait for each other on several streams, CUPTI counts the
-        waiting, too.
+        A call takes that long at least. What several streams ran may overlap more in a timed call than in a traced one,
+        whose launches nothing hides.
         """
-        busy, until = 0.0, -math.inf
+        by_stream: dict[int, float] = {}
         for kernel in self.kernels:
-            if kernel.name.startswith(_HOST_COPIES):
-                continue
-            end = kernel.start_s + kernel.duration_s
-            busy += max(0.0, end - max(kernel.start_s, until))
-            until = max(until, end)
-        return busy
+            by_stream[kernel.stream] = by_stream.get(kernel.stream, 0.0) + kernel.duration_s
+        return max(by_stream.values(), default=0.0)
 
 
 class Flush:
@@ -140,7 +135,12 @@ def profile_kernels(run: Callable[[], object]) -> list[Kernel]:
     events.sort(key=lambda event: event.start_ns())
     # Nanoseconds since 1970: as float seconds they would come in steps of a quarter of a microsecond.
     return [
-        Kernel(event.name(), (event.start_ns() - events[0].start_ns()) * 1e-9, event.duration_ns() * 1e-9)
+        Kernel(
+            event.name(),
+            (event.start_ns() - events[0].start_ns()) * 1e-9,
+            event.duration_ns() * 1e-9,
+            event.device_resource_id(),
+        )
         for event in events
     ]
 

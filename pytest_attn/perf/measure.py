@@ -363,13 +363,13 @@ def disagreement(seconds: float, traces: Sequence[Trace]) -> str | None:
     They may differ by 2 %, a microsecond, and two more for each kernel after the first: about what the device needs
     between two kernels of one stream.
 
-    Raises :class:`Implausible` where the timer saw less than half of the time in which kernels ran. Gaps between them
-    tell nothing: nothing hides the launches of a call that is traced.
+    Raises :class:`Implausible` where the timer saw less than half of the time in which the kernels of one stream ran.
+    Gaps between them tell nothing: nothing hides the launches of a call that is traced.
     """
     count = median(len(traced.kernels) for traced in traces)
-    kernel_s, busy_s = (median(times) for times in zip(*((t.kernel_s, t.busy_s) for t in traces), strict=True))
-    if seconds < busy_s / 2 - 1e-6:
-        raise Implausible(f"the timer saw {1e6 * seconds:.1f} µs of a call whose kernels take {1e6 * busy_s:.1f} µs")
+    kernel_s, stream_s = (median(times) for times in zip(*((t.kernel_s, t.stream_s) for t in traces), strict=True))
+    if seconds < stream_s / 2 - 1e-6:
+        raise Implausible(f"the timer saw {1e6 * seconds:.1f} µs of a call whose kernels take {1e6 * stream_s:.1f} µs")
     allowed = 0.02 * seconds + 1e-6 + 2e-6 * max(0, count - 1)
     if abs(seconds - kernel_s) <= allowed:
         return None
