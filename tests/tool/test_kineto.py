@@ -167,6 +167,7 @@ def reported(kernel: Kernel) -> Any:
         name=lambda: kernel.name,
         start_ns=lambda: round(kernel.start_s * 1e9),
         duration_ns=lambda: round(kernel.duration_s * 1e9),
+        device_resource_id=lambda: kernel.stream,
         device_type=lambda: SimpleNamespace(name="CUDA"),
     )
 
@@ -227,6 +228,7 @@ def test_starts_are_told_to_the_nanosecond(device: FakeDevice, monkeypatch: pyte
             name=lambda: str(ns),
             start_ns=lambda: 1_790_000_000_000_000_000 + ns,
             duration_ns=lambda: 10,
+            device_resource_id=lambda: 7,
             device_type=lambda: SimpleNamespace(name="CUDA"),
         )
 
