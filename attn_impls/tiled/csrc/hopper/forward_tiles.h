@@ -55,21 +55,24 @@ struct PersistentTiles : HopperTiles<columns, warpgroups, keys, stages, 1> {
   static constexpr bool kOverlaps = overlaps, kInner = inner;
 };
 
-// Of tiled-hopper: the tiles whose steps take least, and those that compute fewest scores that nobody needs. At head
-// dim 64 a softmax beside the product before is worth 6 to 11 % of the time. Without it ("apart") a warpgroup passes
-// over key tiles in which its own 64 queries see nothing, as past the end of 512 or 1024 and at the diagonal. At 128
-// three warpgroups, which leave no registers for the overlap, are ahead of two that have it.
+// Of tiled-hopper: the tiles whose steps take least, those that compute fewer scores that nobody needs, and how many
+// times as many the quicker steps make up. At head dim 64 a softmax beside the product before is worth 6 to 11 % of the
+// time. Without it ("apart") a warpgroup passes over key tiles in which its own 64 queries see nothing, as past the end
+// of 512 or 1024 and at the diagonal; and tiles of 64 keys leave the registers for a fourth warpgroup. At 128 three
+// warpgroups, which leave no registers for the overlap, are ahead of two that have it.
 template <int columns>
 struct HopperForward;
 template <>
 struct HopperForward<64> {
   using Quick = PersistentTiles<64, 3, 128, 4, 2, true, true>;
-  using Sparing = PersistentTiles<64, 3, 128, 4, 2, false>;
+  using Sparing = PersistentTiles<64, 4, 64, 8, 2, false>;
+  static constexpr double kMostNeedless = 1.04;
 };
 template <>
 struct HopperForward<128> {
   using Quick = PersistentTiles<128, 3, 128, 2, 2, false>;
-  using Sparing = Quick;
+  using Sparing = PersistentTiles<128, 3, 64, 4, 2, false>;
+  static constexpr double kMostNeedless = 1.07;
 };
 template <>
 struct HopperForward<256> {

@@ -24,10 +24,8 @@
 namespace attn {
 namespace {
 
-// In one of them a block has a long tile, and in the other a short one. Four and one are within the noise but for head
-// dim 128, where four gain 2 % at length 8192 and lose 11 % at 512, and one loses 2 to 4 % from 4096 on.
+// Of the last section: in one of them a block has a long tile, and in the other a short one.
 constexpr int kRounds = 2;
-constexpr double kMostNeedless = 1.07;  // as many scores, against tiles that spare them, as their quicker steps make up
 
 // How many scores are computed for a head. Where softmax and product do not overlap, every warpgroup looks after its
 // own.
@@ -50,20 +48,22 @@ std::tuple<Tensor, Tensor> hopper_forward(const Tensor& q_given, const Tensor& k
   const auto run = [&](const Shape& shape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
                        const Tensor& lse) {
     const bool hides = !band.shows_tile(0, shape.q_len, 0, shape.kv_len);
-    // Without a mask all tiles cost the same, and one head at a time reads the least.
-    const int rounds = hides ? kRounds : 0;
+    // Without a mask all tiles cost the same, and one head at a time reads the least. Under one, too, until the end: a
+    // section that begins with the last tiles of many heads reads all their keys at once, and hardly anything later.
+    const Order order = hides ? Order{kRounds, true} : Order{0, false};
     with_half_type(q, [&](auto element) {
       with_slab_columns(shape.head_dim, [&](auto columns) {
         using Choice = HopperForward<decltype(columns)::kValue>;
         const auto launch = [&](auto tiles) {
           using Tiles = decltype(tiles);
-          launch_persistent_forward<decltype(element), Tiles>(shape, q, k, v, out, lse, scale, band, rounds, false);
+          launch_persistent_forward<decltype(element), Tiles>(shape, q, k, v, out, lse, scale, band, order);
         };
         using Quick = typename Choice::Quick;
         using Sparing = typename Choice::Sparing;
         if constexpr (std::is_same_v<Quick, Sparing>) {
           launch(Quick{});
-        } else if (scores_of_tiles<Quick>(shape, band) > kMostNeedless * scores_of_tiles<Sparing>(shape, band)) {
+        } else if (scores_of_tiles<Quick>(shape, band) >
+                   Choice::kMostNeedless * scores_of_tiles<Sparing>(shape, band)) {
           launch(Sparing{});
         } else {
           launch(Quick{});

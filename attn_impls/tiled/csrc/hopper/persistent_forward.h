@@ -53,6 +53,13 @@ inline int64_t heads_of_section(const Shape& shape, int64_t tiles, int multiproc
 constexpr int kCounters = 1024;
 __device__ int counters[kCounters];
 
+// How tiles follow each other: how many rounds of all multiprocessors make a section, or 0 for sections of one head,
+// and whether heads come one by one before the last section.
+struct Order {
+  int rounds;
+  bool leads;
+};
+
 // A counter that no kernel uses that may run at the same time: launches of one stream run one after the other, and each
 // leaves its counter at 0. Null where that does not hold, as in a graph that is captured here and launched anywhere, or
 // where the counters have been given away.
@@ -77,17 +84,17 @@ int* counter_of(int device, cudaStream_t stream) {
 
 template <typename T, typename Tiles>
 void launch_persistent_forward(const Shape& shape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
-                               const Tensor& lse, double scale, const Band& band, int rounds, bool leads) {
+                               const Tensor& lse, double scale, const Band& band, Order order) {
   const int device = q.get_device_index();
   const int multiprocessors = device_of(q).multiprocessors;
   const int64_t tiles = (shape.q_len + Tiles::kQueries - 1) / Tiles::kQueries, heads = shape.batch * shape.heads;
   STD_TORCH_CHECK(tiles * heads < kFarthest, "the problem has ", tiles * heads, " query tiles, too many to count");
   const bool several = tiles * heads > multiprocessors;  // tiles for a block
   int* const counter = several ? counter_of(device, current_stream(device)) : nullptr;
-  int64_t section = heads_of_section(shape, tiles, multiprocessors, rounds);
+  int64_t section = heads_of_section(shape, tiles, multiprocessors, order.rounds);
   // Dealing is even when a round forth and one back hold several whole heads, or when all heads are one section.
-  if (rounds != 0 && counter == nullptr) section = 2 * tiles > multiprocessors ? heads : 1;
-  const int64_t led = leads && counter != nullptr ? heads - section : 0;
+  if (order.rounds != 0 && counter == nullptr) section = 2 * tiles > multiprocessors ? heads : 1;
+  const int64_t led = order.leads && counter != nullptr ? heads - section : 0;
   const Schedule schedule{static_cast<int>(tiles), static_cast<int>(heads), static_cast<int>(section),
                           static_cast<int>(led), counter};
   const PersistentParams<T> params{map_of(q, Tiles::kQueries),
