@@ -24,8 +24,10 @@
 namespace attn {
 namespace {
 
-// Of the last section: in one of them a block has a long tile, and in the other a short one.
+// Of a section: in one of them a block has a long tile, and in the other a short one.
 constexpr int kRounds = 2;
+// So few queries read each key that memory takes the time, up to here.
+constexpr int64_t kFewQueries = 1536;
 
 // How many scores are computed for a head. Where softmax and product do not overlap, every warpgroup looks after its
 // own.
@@ -48,9 +50,8 @@ std::tuple<Tensor, Tensor> hopper_forward(const Tensor& q_given, const Tensor& k
   const auto run = [&](const Shape& shape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
                        const Tensor& lse) {
     const bool hides = !band.shows_tile(0, shape.q_len, 0, shape.kv_len);
-    // Without a mask all tiles cost the same, and one head at a time reads the least. Under one, too, until the end: a
-    // section that begins with the last tiles of many heads reads all their keys at once, and hardly anything later.
-    const Order order = hides ? Order{kRounds, true} : Order{0, false};
+    // Without a mask all tiles cost the same, and one head at a time reads the least.
+    const Order order = hides ? Order{kRounds, shape.q_len * shape.group() <= kFewQueries} : Order{0, false};
     with_half_type(q, [&](auto element) {
       with_slab_columns(shape.head_dim, [&](auto columns) {
         using Choice = HopperForward<decltype(columns)::kValue>;
