@@ -4,17 +4,15 @@
 //        copies for the next run ahead while one is computed, and its output goes from registers to global memory while
 //        the tensor cores are at work. At head dim 64 and 256 its first scores are computed beside the last product of
 //        the one before. At 128, and at 64 where tiles for that would compute many scores that nobody needs, softmax
-//        and product do not overlap: three warpgroups fill each other's gaps, and each leaves out what its own queries
-//        see nothing of. Under a mask the longest tiles come first, and a block fetches the next one when it begins
-//        with the last keys of the one before.
+//        and product do not overlap: three or four warpgroups fill each other's gaps, and each leaves out what its own
+//        queries see nothing of. Under a mask the longest tiles come first, and a block fetches the next one when it
+//        begins with the last keys of the one before.
 // Why:   a query tile of 1024 keys takes some 15 us, of which tiled-overlap spends 2 to 3 waiting: for barriers, for
 //        its first copies, for a first product that nothing runs beside, and for its output. Under a causal mask blocks
 //        differ in length by the number of their tiles, and the last to finish is waited for.
-// Gave:  of what tiled-overlap does on an H100, at length 2048 to 16384: head dim 64 105 to 118 %, causal 105 to 112 %;
-//        head dim 128 104 to 113 %, causal 104 to 116 %; head dim 256 101 to 107 %, causal 101 to 115 %. These are the
-//        tiles of each shape timed by themselves; the operator that chooses among them has not been timed since
-//        (docs/kernel-notes.md).
-// Limit: at head dim 64 exponentials, at 128 the power that the chip may draw.
+// Gave:  of the better of cuDNN and flash-attn-4 on an H100, over lengths 512 to 16384, full and causal: 108 % at head
+//        dim 64, least 102; 105 % at 128, least 101; of cuDNN at 256 109 %, least 92 (docs/kernel-notes.md).
+// Limit: at head dim 64 exponentials, at 128 the power that the chip may draw, at length 512 memory.
 #include <algorithm>
 #include <type_traits>
 
