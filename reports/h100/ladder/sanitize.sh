@@ -7,10 +7,11 @@ rungs=("$@")
 (($#)) || rungs=(tiled-{global,smem,pad,coalesced,unroll,regs,mma,async,wgmma,ws,overlap,hopper})
 folder=${OUT:-$(mktemp -d)}
 export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} PYTORCH_NO_CUDA_MEMORY_CACHING=1 # so that memcheck knows each tensor's end
-failed=0
+failed=0 every_lane=-DATTN_EVERY_LANE_ARRIVES
 
 look() { # TOOL RUNG
   local log=$folder/$1-$2.log
+  [[ $1 = racecheck ]] && export NVCC_APPEND_FLAGS=$every_lane TORCH_EXTENSIONS_DIR=$folder/racecheck_extensions
   timeout -k 5 "${LIMIT:-250}" compute-sanitizer --tool "$1" --error-exitcode 9 \
     python3 reports/h100/ladder/sanitized.py "$2" > "$log" 2>&1
   local status=$?
@@ -18,8 +19,12 @@ look() { # TOOL RUNG
   return "$status"
 }
 
-# Builds them. A process that did many backwards may abort at its exit (pytorch/pytorch#38228), after all is done.
-python3 reports/h100/ladder/sanitized.py "${rungs[@]}" > "$folder/plain.log" 2>&1
+# Builds them, and once more as racecheck must have them: csrc/hopper/barrier.h says why. A process that did many
+# backwards may abort at its exit (pytorch/pytorch#38228), after all is done.
+python3 reports/h100/ladder/sanitized.py "${rungs[@]}" > "$folder/plain.log" 2>&1 &
+NVCC_APPEND_FLAGS=$every_lane TORCH_EXTENSIONS_DIR=$folder/racecheck_extensions \
+  python3 reports/h100/ladder/sanitized.py "${rungs[@]}" > "$folder/plain_for_racecheck.log" 2>&1
+wait
 jobs=()
 for tool in memcheck racecheck; do
   for rung in "${rungs[@]}"; do

@@ -114,7 +114,7 @@ struct BackwardBlock {
       q_ring().make(kWarps);
       do_ring().make(kWarps);
       make_barrier(kv_full(), 1);
-      make_barrier(kv_empty(), kWarps);
+      make_barrier(kv_empty(), kWarps * kWarpArrivals);
       publish_barriers();
     }
     __syncthreads();
@@ -162,7 +162,7 @@ struct BackwardBlock {
     recall(words);
     find_keys();
     __syncwarp();  // all lanes have read it
-    if (threadIdx.x % kWarp == 0) arrive(kv_empty());
+    arrive_for_warp(kv_empty());
     return same_for_warp(words.x) - 1;
   }
 

@@ -25,6 +25,19 @@ __device__ inline void publish_barriers() {
 __device__ inline void arrive(uint32_t at) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
 }
+
+// A warp's arrivals: one, of its first lane. compute-sanitizer's racecheck reports hazards of what the other lanes read
+// before, whether or not a __syncwarp() comes between (tests/tool/hopper/racecheck.cu). In a build for it every lane
+// arrives for itself.
+#ifdef ATTN_EVERY_LANE_ARRIVES
+constexpr int kWarpArrivals = 32;
+#else
+constexpr int kWarpArrivals = 1;
+#endif
+__device__ inline void arrive_for_warp(uint32_t at) {
+  if (threadIdx.x % 32 < kWarpArrivals) arrive(at);
+}
+
 // Arrive, and announce `bytes` that copies will bring in this phase.
 __device__ inline void arrive_and_expect(uint32_t at, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");

@@ -27,7 +27,7 @@ struct Ring {
   __device__ void make(int readers) const {
     for (int stage = 0; stage < stages; ++stage) {
       make_barrier(full(stage), 1);
-      make_barrier(empty(stage), readers);
+      make_barrier(empty(stage), readers * kWarpArrivals);
     }
   }
 
@@ -42,9 +42,7 @@ struct Ring {
   // The reading warps. One lane releases the place for its warp, all of which has seen it full and waited for the
   // products that read it.
   __device__ void wait_until_full(Turn<stages> turn) const { wait_for_phase(full(turn.stage), turn.parity); }
-  __device__ void release(Turn<stages> turn) const {
-    if (threadIdx.x % 32 == 0) arrive(empty(turn.stage));
-  }
+  __device__ void release(Turn<stages> turn) const { arrive_for_warp(empty(turn.stage)); }
   // The same where the lanes read the place by loads of their own: all of them come before the one lane's arrival.
   __device__ void release_after_loads(Turn<stages> turn) const {
     __syncwarp();
