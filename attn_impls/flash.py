@@ -39,6 +39,18 @@ def _window(problem: Problem) -> tuple[int | None, int | None]:
     return (mask.left, mask.right) if mask.kind == "window" else (None, None)
 
 
+def _why_not(problem: Problem, device_type: str) -> str | None:
+    """Say where flash-attn 2.8.3 is wrong or refuses.
+
+    It takes ``kv_len`` for a window that is open to the right, counted from the diagonal, and so hides the last keys
+    from rows that lie more than one key before the first.
+    """
+    mask = problem.mask
+    if mask.kind == "window" and mask.right is None and problem.q_len > problem.kv_len + 1:
+        return "loses keys of a window without a right end where q_len > kv_len + 1"
+    return None
+
+
 @implementation(
     "flash-attn",
     capabilities=Capabilities(
@@ -52,6 +64,7 @@ def _window(problem: Problem) -> tuple[int | None, int | None]:
         softcap=True,
         scale=True,
         min_compute_capability=(8, 0),
+        also=_why_not,
     ),
     probe=lambda: _missing("flash_attn.flash_attn_interface", "flash-attn"),
     version=lambda: _version("flash-attn"),
@@ -60,6 +73,8 @@ def _window(problem: Problem) -> tuple[int | None, int | None]:
 )
 def flash_attn(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
     """FlashAttention-2, the package flash-attn."""
+    if problem.batch == 0:  # which it refuses
+        return q + k.sum() + v.sum()  # as empty as q, with gradients for all three
     from flash_attn.flash_attn_interface import flash_attn_func
 
     left, right = _window(problem)
