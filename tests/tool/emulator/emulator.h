@@ -47,7 +47,7 @@ using std::min;
 
 namespace emulator {
 
-constexpr int kLanes = 32, kMostThreads = 512, kSharedBytes = 227 * 1024;
+constexpr int kLanes = 32, kMostThreads = 640, kSharedBytes = 227 * 1024;
 constexpr size_t kStack = 128 * 1024;
 constexpr int kPoison = 0xff;  // a NaN in every type
 alignas(1024) inline unsigned char shared_memory[kSharedBytes];

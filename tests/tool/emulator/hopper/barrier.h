@@ -46,6 +46,10 @@ inline void arrive_and_expect(uint32_t at, int bytes) {
 inline void arrive(uint32_t at) {
   arrive_and_expect(at, 0);
 }
+constexpr int kWarpArrivals = 1;
+inline void arrive_for_warp(uint32_t at) {
+  if (threadIdx.x % 32 == 0) arrive(at);
+}
 inline void bytes_arrived(uint32_t at, int bytes) {
   Mbarrier& barrier = mbarrier(at);
   barrier.bytes -= bytes;
