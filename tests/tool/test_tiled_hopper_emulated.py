@@ -63,7 +63,7 @@ def test_rung_before_runs_right_on_an_emulated_block(emulated: dict[str, Family]
     assert_right(out, lse, qkv, problem, backward=False)
 
 
-@pytest.mark.parametrize("name", ["d64_3x128_inner", "d64_4x64_apart"])
+@pytest.mark.parametrize("name", ["d64_3x128_inner", "d64_4x64_apart", "d128_3x128_apart_halves"])
 def test_candidates_run_right_in_every_order(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = ROOT / "reports" / "h100" / "ladder" / "tuning" / "hopper_forward.py"
     spec = importlib.util.spec_from_file_location("tuning_hopper_forward", path)

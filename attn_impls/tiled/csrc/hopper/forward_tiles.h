@@ -48,11 +48,14 @@ struct OverlapForward<256> : HopperTiles<256, 2, 80, 2, 1> {};
 
 // For blocks that compute many query tiles: places for queries, 2 where the next are to arrive before the last use of
 // those before; whether a softmax runs beside the product before, which needs registers for scores and weights at
-// once; and whether the steps within a query tile are a loop of their own.
-template <int columns, int warpgroups, int keys, int stages, int q_stages, bool overlaps = true, bool inner = false>
+// once; whether the steps within a query tile are a loop of their own; and, without overlap, whether a warpgroup takes
+// half a key tile where it sees nothing of the other.
+template <int columns, int warpgroups, int keys, int stages, int q_stages, bool overlaps = true, bool inner = false,
+          bool halves = false>
 struct PersistentTiles : HopperTiles<columns, warpgroups, keys, stages, 1> {
   static constexpr int kQStages = q_stages;
-  static constexpr bool kOverlaps = overlaps, kInner = inner;
+  static constexpr bool kOverlaps = overlaps, kInner = inner, kHalves = halves;
+  static_assert(!overlaps || !halves);
 };
 
 // Of tiled-hopper: the tiles whose steps take least, those that compute fewer scores that nobody needs, and how many

@@ -35,23 +35,14 @@ class PersistentRows {
       q_turn = QTurn::after(round);  // one register less than one that is advanced
       if (!next_work()) return;
       pass_down_to(seen_last());
-      for (; tile >= work.tiles.first; --tile, turn.advance()) {
-        Scores scores;
-        block.k_ring().wait_until_full(turn);
-        start_scores(scores);
-        wait_for_products<0>();
-        pin(scores);
-        block.k_ring().release(turn);
-        hide(scores);
-        softmax.follow(scores, out, p.scale_log2);
-        softmax.weigh(scores, p.scale_log2);
-        const Weights weights = Weights::template rounded<T>(scores);
-        block.v_ring().wait_until_full(turn);
-        start_output(weights, turn);
-        wait_for_products<0>();
-        pin(out);
-        block.v_ring().release(turn);
+      if constexpr (Tiles::kHalves) {
+        if (tile >= work.tiles.first && seen_end() <= tile * Tiles::kKeys + Tiles::kKeys / 2) {
+          take_in_turn<Tiles::kKeys / 2>();
+          --tile;
+          turn.advance();
+        }
       }
+      for (; tile >= work.tiles.first; --tile, turn.advance()) take_in_turn<Tiles::kKeys>();
       const QueryTile ended = block.noted_work(q_turn).queries;  // registers did not keep it
       block.q_ring().release_after_loads(q_turn);
       float inverse[1][2];
@@ -123,6 +114,26 @@ class PersistentRows {
   using Scores = Accumulator<1, Tiles::kKeys / kChunk>;
   using Weights = Held<1, Tiles::kKeys / kPiece>;
 
+  // Scores, their softmax and the product with their values of the first `keys` keys of a tile.
+  template <int keys>
+  __device__ __forceinline__ void take_in_turn() {
+    Accumulator<1, keys / kChunk> scores;
+    block.k_ring().wait_until_full(turn);
+    start_scores(scores);
+    wait_for_products<0>();
+    pin(scores);
+    block.k_ring().release(turn);
+    hide(scores);
+    softmax.follow(scores, out, p.scale_log2);
+    softmax.weigh(scores, p.scale_log2);
+    const auto weights = Held<1, keys / kPiece>::template rounded<T>(scores);
+    block.v_ring().wait_until_full(turn);
+    start_output(weights, turn);
+    wait_for_products<0>();
+    pin(out);
+    block.v_ring().release(turn);
+  }
+
   // The next scores and their softmax beside the product of `weights` with the values of `before`; afterwards weights
   // are those of the scores. Returns whether the output is to be multiplied by `factor`.
   __device__ __forceinline__ bool step(Weights& weights, KvTurn before, bool ends, const QueryTile& ended,
@@ -170,6 +181,11 @@ class PersistentRows {
     const TileRange seen = key_tiles(p.band, q0, q1, static_cast<int>(p.shape.kv_len), Tiles::kKeys);
     return q0 < q1 && seen.first < seen.last ? seen.last : work.tiles.first;
   }
+  // Behind the last key that a row of the warpgroup sees.
+  __device__ __forceinline__ int seen_end() const {
+    const int q1 = min(work.queries.q0 + (number + 1) * kWarpgroupRows, work.queries.q1);
+    return min(q1 + p.band.high, static_cast<int>(p.shape.kv_len));
+  }
   // Leave out the tiles from this one down to `end`.
   __device__ __forceinline__ void pass_down_to(int end) {
     for (; tile >= end; --tile, turn.advance()) {
@@ -186,19 +202,22 @@ class PersistentRows {
     block.k_ring().release(turn);
     if (tile == work.tiles.first) block.q_ring().release_after_loads(q_turn);
   }
-  __device__ __forceinline__ void start_scores(Scores& scores) const {
+  template <typename C>
+  __device__ __forceinline__ void start_scores(C& scores) const {
     begin_products();
     start_product<T, Tiles::kColumns / kPiece>(scores, AlongRows<Q>::of(block.q(q_turn), number * kWarpgroupRows),
                                                AlongRows<Kv>::of(block.k(turn)), false);
     commit_products();
   }
-  __device__ __forceinline__ void start_output(const Weights& weights, KvTurn of) {
+  template <int pieces>
+  __device__ __forceinline__ void start_output(const Held<1, pieces>& weights, KvTurn of) {
     pin(out);
     begin_products();
-    start_product<T, Tiles::kKeys / kPiece>(out, weights, AcrossRows<Kv>::of(block.v(of)));
+    start_product<T, pieces>(out, weights, AcrossRows<Kv>::of(block.v(of)));
     commit_products();
   }
-  __device__ __forceinline__ void hide(Scores& scores) const {
+  template <typename C>
+  __device__ __forceinline__ void hide(C& scores) const {
     // Three warpgroups at head dim 128 have no registers to keep this.
     const TileRange range = Tiles::kOverlaps ? plain : plain_tiles();
     if (range.has(tile)) return;

@@ -44,7 +44,7 @@ class Variant:
         return int(self.tiles.split(",")[0])
 
 
-# columns, warpgroups, keys a tile, places for keys, places for queries, overlaps, inner
+# columns, warpgroups, keys a tile, places for keys, places for queries, overlaps, inner, halves
 VARIANTS = (
     Variant("d64_3x128_inner", "64, 3, 128, 4, 2, true, true"),
     Variant("d64_3x128_apart", "64, 3, 128, 4, 2, false"),
@@ -52,6 +52,7 @@ VARIANTS = (
     Variant("d64_4x96_apart", "64, 4, 96, 4, 2, false"),
     Variant("d128_3x128_apart", "128, 3, 128, 2, 2, false"),
     Variant("d128_3x64_apart", "128, 3, 64, 4, 2, false"),
+    Variant("d128_3x128_apart_halves", "128, 3, 128, 2, 2, false, false, true"),
     Variant("d256_2x80", "256, 2, 80, 2, 1"),
 )
 
