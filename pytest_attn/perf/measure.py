@@ -367,8 +367,8 @@ def disagreement(seconds: float, traces: Sequence[Trace], *, in_parts: bool = Fa
     between two kernels of one stream.
 
     Raises :class:`Implausible` where the timer saw less than half of the time in which kernels ran. Gaps between them
-    tell nothing: nothing hides the launches of a call that is traced. So a trace runs the parts of a call that we put on
-    streams of their own (``in_parts``) one after the other, and of those the kernels of one stream count.
+    tell nothing: nothing hides the launches of a call that is traced. So a trace runs the parts of a call that we put
+    on streams of their own (``in_parts``) one after the other, and of those the kernels of one stream count.
     """
     count = median(len(traced.kernels) for traced in traces)
     kernel_s = median(traced.kernel_s for traced in traces)
