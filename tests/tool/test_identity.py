@@ -86,7 +86,7 @@ FAMILIES = {
     ),
     "flash-attn-4": ("kernel_cutlass_kernel_flash_attncuteflash_fwd_sm90FlashAttentionForwardSm90_object_at_...",),
     "tiled-hopper": (
-        "void attn::(anonymous namespace)::hopper_forward_kernel<__nv_bfloat16, attn::PersistentTiles<64, 4, 64, 8, ...",
+        "void attn::(anonymous namespace)::hopper_forward_kernel<__nv_bfloat16, attn::PersistentTiles<64, 4, ...",
     ),
     "tiled-async": (
         "void attn::async_forward_kernel<__nv_bfloat16, attn::AsyncForward<64> >(attn::ForwardParams<__nv_bfloat16>)",
