@@ -40,15 +40,22 @@ def _window(problem: Problem) -> tuple[int | None, int | None]:
 
 
 def _why_not(problem: Problem, device_type: str) -> str | None:
-    """Say where flash-attn 2.8.3 is wrong or refuses.
+    """Say where flash-attn 2.8.3 has another mask in mind.
 
-    It takes ``kv_len`` for a window that is open to the right, counted from the diagonal, and so hides the last keys
-    from rows that lie more than one key before the first.
+    It drops an end of a window that is at least ``kv_len`` away from the diagonal, takes a window without ends for no
+    mask, and puts ``kv_len`` in the place of one missing end (``mha_fwd`` and ``set_params_fprop`` in
+    ``csrc/flash_attn/flash_api.cpp``). On the left no key lies further away; on the right keys do for rows that lie
+    more than a key before the first.
     """
-    mask = problem.mask
-    if mask.kind == "window" and mask.right is None and problem.q_len > problem.kv_len + 1:
-        return "loses keys of a window without a right end where q_len > kv_len + 1"
-    return None
+    left, right = _window(problem)
+    q_len, kv_len = problem.q_len, problem.kv_len
+    if problem.mask.kind != "window" or (right is not None and right < kv_len):
+        return None
+    if left is None or left >= kv_len:  # no mask at all
+        wrong = right is not None and q_len > right + 1
+    else:
+        wrong = right != kv_len and q_len > kv_len + 1
+    return "moves a window's right end that lies kv_len or more away where q_len > kv_len + 1" if wrong else None
 
 
 @implementation(

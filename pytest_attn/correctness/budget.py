@@ -28,8 +28,9 @@ second what rounding must be allowed. ``shared = unit + 4 sqrt(terms) unit32``, 
 of float32, is for roundings that all rows share: that of a constant, of equal weights, of a float32 sum of ``terms``
 almost equal terms. In bf16 it is 0.4 %, so that 1 % shows wherever enough rows are averaged. Where ``|g| < 4 scatter``,
 ``g`` is taken as 0: what is below an element's own rounding decides which way it rounds, and such errors do not average
-out. So it is where ``|g| < 4 sqrt(tiles) step``, with the dtype's smallest step and tiles of 32 terms: what a tile adds
-is lost below half a step where the sum over tiles is kept in the dtype, as PyTorch's flash backward on a CPU keeps it.
+out. Nor do those of a gradient's sum over tiles that is kept in the dtype, as PyTorch's flash backward on a CPU keeps
+it: what a tile adds is lost below half the dtype's smallest step, in all elements alike. A gradient may be short of
+``sqrt(tiles / 12) step`` everywhere for it, which is a rounding for each tile of 32 terms, and nothing but in fp16.
 
 In fp16 and bf16 ``naive`` rounds its scores too, which ``noise`` leaves out, as no fused kernel does it; and in a small
 problem its error is a matter of luck. So there ``n`` is what gives the largest bound of four ways to write the
@@ -128,7 +129,8 @@ class TensorBudget:
         self._row_bound = scatter_by_row * (NAIVE_FACTOR * (by_row / scatter_by_row).max() + FLOOR)
         finfo = torch.finfo(naive[0].dtype)
         shared = (finfo.eps + FLOOR * math.sqrt(truth.terms) * torch.finfo(torch.float32).eps) / 2
-        lost = math.sqrt(max(1.0, truth.terms / _TILE)) * finfo.smallest_normal * finfo.eps
+        tiles = math.ceil(truth.terms / _TILE) if quantity in ("dq", "dk", "dv") else 0
+        lost = math.sqrt(tiles / 12) * finfo.smallest_normal * finfo.eps
         directions = (None if self._rowless else self._exact, truth.by_log_scale.get(quantity))
         self._gain, self._scale = (_shared_error(errors, scatter, each, shared, lost) for each in directions)
 
@@ -210,11 +212,12 @@ def _shared_error(
     """Return how far an error may go along ``direction`` by naive's ``errors``; ``None`` without one."""
     if direction is None:
         return None
-    direction = direction.masked_fill(direction.abs() < FLOOR * scatter.clamp(min=lost), 0.0)
+    direction = direction.masked_fill(direction.abs() < FLOOR * scatter, 0.0)
     rows, expected = (errors * direction).sum(dim=-1), (scatter * direction.abs()).sum(dim=-1)
     rows = rows.reshape(len(errors), -1)
     along, deviation = rows.sum(dim=1).abs(), (rows.square().sum(dim=1) + expected.square().sum()).sqrt()
-    size, bound = torch.stack([direction.square().sum(), (NAIVE_FACTOR * along + FLOOR * deviation).max()]).tolist()
+    bound = (NAIVE_FACTOR * along + FLOOR * deviation).max() + lost * direction.abs().sum()
+    size, bound = torch.stack([direction.square().sum(), bound]).tolist()
     return _Shared(direction, size, bound / size + shared) if size else None
 
 

@@ -99,7 +99,7 @@ def _figure(name: str, title: str, words: str, rows: Sequence[str], calls: Seque
     direction = DIRECTIONS[calls[0].direction.value]
     made = sheet(name, title.format(direction=direction), words, list(shown), _HEIGHT, _MARGINS)
     for panel, (row, line) in zip(made.panels, shown.items(), strict=True):
-        _panel(made, panel, row, line, _lengths(calls))
+        draw_lines(made, panel, row, line, _lengths(calls))
     return made
 
 
@@ -114,7 +114,8 @@ def _lines(row: str, calls: Sequence[Call]) -> Iterator[tuple[str, Line]]:
             yield impl, line
 
 
-def _panel(made: Sheet, panel: Panel, row: str, lines: Mapping[str, Line], lengths: Sequence[int]) -> None:
+def draw_lines(made: Sheet, panel: Panel, row: str, lines: Mapping[str, Line], lengths: Sequence[int]) -> None:
+    """Draw ``row`` of :mod:`pytest_attn.counters.rows` over ``lengths``: a line an implementation, named at its end."""
     ax, unit = panel.ax, BY_NAME[row].unit
     values = [value for line in lines.values() for value in line.values()]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,12 +38,18 @@ class Trace:
         return sum(kernel.duration_s for kernel in self.kernels)
 
     @property
-    def stream_s(self) -> float:
-        """How long the kernels of the busiest stream ran, one after the other: gaps are left out.
+    def busy_s(self) -> float:
+        """How long any of them ran: gaps are left out, and what ran at the same time counts once."""
+        busy, until = 0.0, -math.inf
+        for kernel in self.kernels:
+            end = kernel.start_s + kernel.duration_s
+            busy += max(0.0, end - max(kernel.start_s, until))
+            until = max(until, end)
+        return busy
 
-        A call takes that long at least. What several streams ran may overlap more in a timed call than in a traced one,
-        whose launches nothing hides.
-        """
+    @property
+    def stream_s(self) -> float:
+        """How long the kernels of the busiest stream ran, one after the other: gaps are left out."""
         by_stream: dict[int, float] = {}
         for kernel in self.kernels:
             by_stream[kernel.stream] = by_stream.get(kernel.stream, 0.0) + kernel.duration_s

@@ -83,14 +83,15 @@ def test_a_flush_that_the_profiler_lost_is_nobodys_work() -> None:
 def test_sum_and_busy_time_leave_gaps_out() -> None:
     (call,) = split(queue(MARK, "a", "b", "c", MARK), [True])
     assert call.kernel_s == pytest.approx(30e-6)
-    assert call.stream_s == pytest.approx(30e-6)
-    assert (Trace(()).kernel_s, Trace(()).stream_s) == (0, 0)
+    assert call.busy_s == pytest.approx(30e-6)
+    assert (Trace(()).kernel_s, Trace(()).busy_s, Trace(()).stream_s) == (0, 0, 0)
 
 
-def test_the_busiest_stream_bounds_a_call_from_below() -> None:
-    several = (Kernel("long", 0.0, 100e-6, 7), Kernel("short", 10e-6, 20e-6, 13), Kernel("later", 110e-6, 30e-6, 7))
-    assert Trace(several).kernel_s == pytest.approx(150e-6)
-    assert Trace(several).stream_s == pytest.approx(130e-6)
+def test_kernels_side_by_side_count_twice_in_the_sum_and_once_in_the_busy_time() -> None:
+    both = Trace((Kernel("long", 0.0, 100e-6, 7), Kernel("short", 10e-6, 20e-6, 13), Kernel("later", 90e-6, 20e-6, 13)))
+    assert both.kernel_s == pytest.approx(140e-6)
+    assert both.busy_s == pytest.approx(110e-6)  # the long one ends after the short one, and the last after it
+    assert both.stream_s == pytest.approx(100e-6)
 
 
 @pytest.mark.parametrize(
@@ -130,11 +131,18 @@ def test_a_time_much_shorter_than_the_kernels_is_no_time() -> None:
 
 def test_streams_that_a_trace_runs_one_after_the_other_do_not_make_a_time_implausible() -> None:
     quarters = Trace(tuple(Kernel("attention", at * 200e-6, 200e-6, at) for at in range(4)))
-    sentence = disagreement(340e-6, [quarters])
+    sentence = disagreement(340e-6, [quarters], in_parts=True)
     assert sentence is not None
     assert "its 4 kernels take 800.0 µs under the profiler: they overlap, or ran slower there" in sentence
     with pytest.raises(Implausible):
-        disagreement(90e-6, [quarters])
+        disagreement(90e-6, [quarters], in_parts=True)
+
+
+def test_streams_that_ran_before_the_timer_began_make_a_time_implausible() -> None:
+    """Of work on streams that do not wait for the caller's, the timer sees the end."""
+    hidden = Trace(tuple(Kernel("attention", at * 100e-6, 100e-6, at) for at in range(9)))
+    with pytest.raises(Implausible, match=r"saw 51.0 µs of a call whose kernels take 900.0 µs"):
+        disagreement(51e-6, [hidden])
 
 
 def test_gaps_of_a_traced_call_do_not_make_its_time_implausible() -> None:

@@ -50,6 +50,9 @@ CASES = [
     (Problem(1, 2, 2, 300, 310, 136, "fp16", CAUSAL), "bshd"),
     (Problem(1, 2, 2, 300, 310, 200, "bf16", FULL), "bshd"),
     (Problem(0, 2, 2, 5, 5, 64, "bf16", CAUSAL), "bshd"),
+    (Problem(2, 150, 150, 512, 512, 64, "bf16", CAUSAL), "bshd"),  # heads one by one before a section
+    (Problem(2, 100, 100, 512, 512, 128, "bf16", CAUSAL), "bshd"),
+    (Problem(1, 70, 70, 512, 512, 256, "bf16", CAUSAL), "bshd"),
     (Problem(1, 4, 4, 400, 400, 64, "bf16", CAUSAL), "expanded"),
     (Problem(2, 2, 2, 150, 150, 64, "bf16", CAUSAL), "shifted"),
     (Problem(1, 2, 2, 4096, 4096, 64, "bf16", CAUSAL), "bshd"),

@@ -21,13 +21,17 @@ from attn_impls.problem import CAUSAL, FULL, Mask
 from pytest_attn.correctness.case import Case, make_tensors
 
 DEVICE = torch.device("cuda", 0)
-# Several query tiles of a head; more of them than multiprocessors, for blocks that stay; lengths that end within one.
+# Every choice of tiles that tiled-hopper has; several query tiles of a head; more of them than multiprocessors, for
+# blocks that stay, with heads one by one before the last section; lengths that end within a tile.
 SHAPES = (
     Problem(2, 4, 2, 70, 130, 64, "bf16", CAUSAL),
     Problem(1, 2, 1, 300, 420, 64, "fp16", Mask("window", 150, 40)),
     Problem(1, 2, 2, 200, 333, 128, "bf16", FULL),
     Problem(1, 2, 1, 33, 65, 40, "fp16", FULL),
     Problem(1, 144, 8, 130, 130, 64, "bf16", CAUSAL),
+    Problem(1, 300, 300, 257, 20, 64, "bf16", CAUSAL),
+    Problem(1, 2, 2, 384, 256, 64, "fp16", FULL),
+    Problem(1, 2, 2, 200, 200, 128, "bf16", CAUSAL),
     Problem(1, 2, 1, 150, 170, 256, "fp16", CAUSAL),
     Problem(3, 50, 50, 3, 5, 64, "bf16", FULL),
 )
@@ -55,6 +59,8 @@ def main(names: list[str]) -> int:
                     finite = watch(impl, problem, deterministic)
                     print(f"{name} {problem.id} {'finite' if finite else 'NOT FINITE'}", flush=True)
                     bad += not finite
+    if not bad:
+        print("done", flush=True)
     return bad
 
 
