@@ -82,7 +82,7 @@ def test_candidates_run_right_in_every_order(name: str, tmp_path: Path, monkeypa
 
     problem = Problem(1, 4, 4, 300, 170, variant.width, "bf16", CAUSAL)  # the first rows see nothing
     qkv = inputs(problem, "cpu", torch.bfloat16)
-    for order in tuning.ROUNDS[CAUSAL].values():
+    for order in tuning.ORDERS[CAUSAL].values():
         with torch.no_grad():
             out, lse = tuning.call_of(variant, order)(*qkv, problem)
         assert_right(out, lse, qkv, problem, backward=False)

@@ -60,10 +60,9 @@ std::tuple<Tensor, Tensor> tensor_core_forward(const Tensor& q_given, const Tens
   Tensor lse = empty_lse(q_given);
   with_half_type(q, [&](auto element) {
     using T = decltype(element);
-    start(q,
-          ForwardParams<T>{shape, view_of<const T>(q), view_of<const T>(k), view_of<const T>(v), view_of<T>(out),
-                           static_cast<float*>(lse.data_ptr()), static_cast<float>(scale * M_LOG2E),
-                           Band::from_diagonals(low, high)});
+    start(q, ForwardParams<T>{shape, view_of<const T>(q), view_of<const T>(k), view_of<const T>(v), view_of<T>(out),
+                              static_cast<float*>(lse.data_ptr()), static_cast<float>(scale * M_LOG2E),
+                              Band::from_diagonals(low, high)});
   });
   return {out, lse};
 }

@@ -57,8 +57,9 @@ VARIANTS = (
 )
 
 # By mask, the order: how many rounds of all multiprocessors make a section, and whether heads lead it one by one, as
-# ``csrc/hopper/schedule.h`` says. The first is that of tiled-hopper.
-ROUNDS = {
+# ``csrc/hopper/schedule.h`` says. Of those for a mask tiled-hopper has the first or, where many queries read each key,
+# the last.
+ORDERS = {
     FULL: {"": (0, False)},
     CAUSAL: {"": (2, True), "1 round": (1, True), "not led": (2, False)},
 }
@@ -111,7 +112,7 @@ def check(variant: Variant) -> int:
         return problem.dtype == "bf16" and narrower < problem.head_dim <= variant.width
 
     wrong = 0
-    for name, order in ROUNDS[CAUSAL].items():
+    for name, order in ORDERS[CAUSAL].items():
         call = call_of(variant, order)
         wrong += hopper.check_numbers(f"{variant.name} {name}", call, takes)
         wrong += hopper.check_launches(f"{variant.name} {name}", call, variant.width)
@@ -134,7 +135,7 @@ def measure(width: int, peers: list[str], wrong: set[str]) -> None:
         for variant in VARIANTS:
             if variant.width != width or variant.name in wrong:
                 continue
-            for name, order in ROUNDS[problem.mask].items():
+            for name, order in ORDERS[problem.mask].items():
                 functions[f"{variant.name} {name}".strip()] = call_of(variant, order)
         return functions
 
