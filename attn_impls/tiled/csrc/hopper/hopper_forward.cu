@@ -34,12 +34,16 @@ double scores_of_tiles(const Shape& shape, const Band& band) {
   constexpr int kRows = Tiles::kOverlaps ? Tiles::kQueries : kWarpgroupRows;
   const TileBand near = TileBand::of(band);
   const int q_len = static_cast<int>(shape.q_len), kv_len = static_cast<int>(shape.kv_len);
-  double steps = 0;
-  for (int q0 = 0; q0 < q_len; q0 += kRows) {
-    const TileRange range = key_tiles(near, q0, std::min(q0 + kRows, q_len), kv_len, Tiles::kKeys);
-    steps += range.last - range.first;
+  double keys = 0;
+  for (int q1 = q_len; q1 > 0; q1 -= kRows) {
+    const int q0 = std::max(q1 - kRows, 0);
+    const TileRange range = key_tiles(near, q0, q1, kv_len, Tiles::kKeys);
+    int last = range.last * Tiles::kKeys;
+    if (Tiles::kHalves)
+      last = std::min(last, key_tiles(near, q0, q1, kv_len, Tiles::kKeys / 2).last * Tiles::kKeys / 2);
+    keys += std::max(last - range.first * Tiles::kKeys, 0);
   }
-  return steps * kRows * Tiles::kKeys;
+  return keys * kRows;
 }
 
 std::tuple<Tensor, Tensor> hopper_forward(const Tensor& q_given, const Tensor& k_given, const Tensor& v_given,

@@ -125,7 +125,7 @@ struct PersistentBlock {
     work.queries.batch = same_for_warp(words.x);
     work.queries.head = same_for_warp(words.y);
     work.queries.q0 = same_for_warp(words.z);
-    work.queries.q1 = min(work.queries.q0 + Tiles::kQueries, static_cast<int>(p.shape.q_len));
+    work.queries.q1 = p.schedule.end_of_tile(work.queries.q0, static_cast<int>(p.shape.q_len), Tiles::kQueries);
     work.tiles = {same_for_warp(words.w), same_for_warp(load_shared_word(note(turn) + 16))};
     return work;
   }

@@ -1,6 +1,7 @@
 // The order in which a launch computes its query tiles, and which block computes which.
 //
-// There are as many blocks as multiprocessors, and each computes tile after tile until none is left.
+// There are as many blocks as multiprocessors, and each computes tile after tile until none is left. Where the rows of a
+// head are no whole number of tiles, its first tile has fewer: under a causal mask that is the one with the fewest keys.
 #pragma once
 
 #include "../cuda/params.h"
@@ -53,9 +54,13 @@ struct Schedule {
       mixed = after < 0 ? rest : section, within = after < 0 ? behind : after % of_section;
     }
     const int q_len = static_cast<int>(shape.q_len), batch_heads = static_cast<int>(shape.heads);
-    const int any_head = begin + within % mixed, q0 = (tiles - 1 - within / mixed) * rows;
-    const int head = any_head % batch_heads;
-    return {any_head / batch_heads, head, head / static_cast<int>(shape.group()), q0, min(q0 + rows, q_len)};
+    const int any_head = begin + within % mixed, head = any_head % batch_heads;
+    const int q0 = max(q_len - (1 + within / mixed) * rows, 0);
+    return {any_head / batch_heads, head, head / static_cast<int>(shape.group()), q0, end_of_tile(q0, q_len, rows)};
+  }
+  // Behind the last row of the tile that begins at q0.
+  ATTN_HOST_DEVICE int end_of_tile(int q0, int q_len, int rows) const {
+    return q0 == 0 ? q_len - (tiles - 1) * rows : q0 + rows;
   }
 };
 

@@ -48,6 +48,7 @@ class Variant:
 VARIANTS = (
     Variant("d64_3x128_inner", "64, 3, 128, 4, 2, true, true"),
     Variant("d64_3x128_apart", "64, 3, 128, 4, 2, false"),
+    Variant("d64_3x128_apart_halves", "64, 3, 128, 4, 2, false, false, true"),
     Variant("d64_4x64_apart", "64, 4, 64, 8, 2, false"),
     Variant("d64_4x96_apart", "64, 4, 96, 4, 2, false"),
     Variant("d128_3x128_apart", "128, 3, 128, 2, 2, false"),
