@@ -171,7 +171,7 @@ __device__ inline void add_weighted(Out& out, const Scores& scores, Softmax& sof
   add_product<T, Scores::kColumnTiles / 2>(out, WeightsOf<T, Scores, Softmax>{scores, softmax, scale_log2}, values);
 }
 
-// Write one number a row; lanes of a quad hold the same ones.
+// Write one number a row of those in [0, rows); lanes of a quad hold the same ones.
 template <int row_pieces>
 __device__ inline void store_row_numbers(const float (&x)[row_pieces][2], float* to, int64_t row, int64_t rows) {
   const int lane = threadIdx.x % kWarp;
@@ -181,7 +181,7 @@ __device__ inline void store_row_numbers(const float (&x)[row_pieces][2], float*
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t at = row + m * kPiece + accumulator_row(lane, 2 * half);
-      if (at < rows) to[at] = x[m][half];
+      if (static_cast<uint64_t>(at) < static_cast<uint64_t>(rows)) to[at] = x[m][half];
     }
   }
 }

@@ -69,11 +69,11 @@ template <>
 struct HopperForward<64> {
   using Quick = PersistentTiles<64, 3, 128, 4, 2, true, true>;
   using Sparing = PersistentTiles<64, 4, 64, 8, 2, false>;
-  static constexpr double kMostNeedless = 1.04;
+  static constexpr double kMostNeedless = 1.06;
 };
 template <>
 struct HopperForward<128> {
-  using Quick = PersistentTiles<128, 3, 128, 2, 2, false>;
+  using Quick = PersistentTiles<128, 3, 128, 2, 2, false, false, true>;
   using Sparing = PersistentTiles<128, 3, 64, 4, 2, false>;
   static constexpr double kMostNeedless = 1.07;
 };

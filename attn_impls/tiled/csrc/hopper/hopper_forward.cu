@@ -22,10 +22,10 @@
 namespace attn {
 namespace {
 
-// Of a section: in one of them a block has a long tile, and in the other a short one.
-constexpr int kRounds = 2;
-// So few queries read each key that memory takes the time, up to here.
-constexpr int64_t kFewQueries = 1536;
+// Under a mask a section is two rounds: in one of them a block has a long tile, and in the other a short one. Where so
+// few queries read each key that memory takes the time, heads lead, and where they are fewer still, one round ends
+// them.
+constexpr int64_t kFewQueries = 1536, kFewestQueries = 768;
 
 // How many scores are computed for a head. Where softmax and product do not overlap, every warpgroup looks after its
 // own.
@@ -53,7 +53,8 @@ std::tuple<Tensor, Tensor> hopper_forward(const Tensor& q_given, const Tensor& k
                        const Tensor& lse) {
     const bool hides = !band.shows_tile(0, shape.q_len, 0, shape.kv_len);
     // Without a mask all tiles cost the same, and one head at a time reads the least.
-    const Order order = hides ? Order{kRounds, shape.q_len * shape.group() <= kFewQueries} : Order{0, false};
+    const int64_t queries = shape.q_len * shape.group();
+    const Order order = hides ? Order{queries <= kFewestQueries ? 1 : 2, queries <= kFewQueries} : Order{0, false};
     with_half_type(q, [&](auto element) {
       with_slab_columns(shape.head_dim, [&](auto columns) {
         using Choice = HopperForward<decltype(columns)::kValue>;

@@ -32,7 +32,7 @@ struct Work {
   __device__ static Work of(const Params& p, int index) {
     Work work{p.schedule.tile(index, p.shape, Tiles::kQueries), {0, 1}};
     const TileRange seen =
-        key_tiles(p.band, work.queries.q0, work.queries.q1, static_cast<int>(p.shape.kv_len), Tiles::kKeys);
+        key_tiles(p.band, max(work.queries.q0, 0), work.queries.q1, static_cast<int>(p.shape.kv_len), Tiles::kKeys);
     if (seen.first < seen.last) work.tiles = seen;
     return work;
   }
@@ -125,7 +125,7 @@ struct PersistentBlock {
     work.queries.batch = same_for_warp(words.x);
     work.queries.head = same_for_warp(words.y);
     work.queries.q0 = same_for_warp(words.z);
-    work.queries.q1 = p.schedule.end_of_tile(work.queries.q0, static_cast<int>(p.shape.q_len), Tiles::kQueries);
+    work.queries.q1 = work.queries.q0 + Tiles::kQueries;
     work.tiles = {same_for_warp(words.w), same_for_warp(load_shared_word(note(turn) + 16))};
     return work;
   }

@@ -172,18 +172,18 @@ class PersistentRows {
   }
   // The key tiles that all rows of the warpgroup see whole.
   __device__ __forceinline__ TileRange plain_tiles() const {
-    const int q0 = work.queries.q0 + number * kWarpgroupRows, q1 = min(q0 + kWarpgroupRows, work.queries.q1);
-    return plain_key_tiles(p.band, q0, q1, static_cast<int>(p.shape.kv_len), Tiles::kKeys);
+    const int q0 = work.queries.q0 + number * kWarpgroupRows;
+    return plain_key_tiles(p.band, q0, q0 + kWarpgroupRows, static_cast<int>(p.shape.kv_len), Tiles::kKeys);
   }
   // Behind the last key tile that a row of the warpgroup sees.
   __device__ __forceinline__ int seen_last() const {
-    const int q0 = work.queries.q0 + number * kWarpgroupRows, q1 = min(q0 + kWarpgroupRows, work.queries.q1);
-    const TileRange seen = key_tiles(p.band, q0, q1, static_cast<int>(p.shape.kv_len), Tiles::kKeys);
-    return q0 < q1 && seen.first < seen.last ? seen.last : work.tiles.first;
+    const int q0 = work.queries.q0 + number * kWarpgroupRows, q1 = q0 + kWarpgroupRows;
+    const TileRange seen = key_tiles(p.band, max(q0, 0), q1, static_cast<int>(p.shape.kv_len), Tiles::kKeys);
+    return q1 > 0 && seen.first < seen.last ? seen.last : work.tiles.first;
   }
   // Behind the last key that a row of the warpgroup sees.
   __device__ __forceinline__ int seen_end() const {
-    const int q1 = min(work.queries.q0 + (number + 1) * kWarpgroupRows, work.queries.q1);
+    const int q1 = work.queries.q0 + (number + 1) * kWarpgroupRows;
     return min(q1 + p.band.high, static_cast<int>(p.shape.kv_len));
   }
   // Leave out the tiles from this one down to `end`.

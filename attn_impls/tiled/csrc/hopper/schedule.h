@@ -1,7 +1,9 @@
 // The order in which a launch computes its query tiles, and which block computes which.
 //
-// There are as many blocks as multiprocessors, and each computes tile after tile until none is left. Where the rows of a
-// head are no whole number of tiles, its first tile has fewer: under a causal mask that is the one with the fewest keys.
+// There are as many blocks as multiprocessors, and each computes tile after tile until none is left. Where the rows of
+// a head are no whole number of tiles, its first tile begins before the first row, and what lies before is neither
+// loaded nor written: under a causal mask this is the tile with the fewest keys, and the last one would be that with
+// the most.
 #pragma once
 
 #include "../cuda/params.h"
@@ -55,12 +57,8 @@ struct Schedule {
     }
     const int q_len = static_cast<int>(shape.q_len), batch_heads = static_cast<int>(shape.heads);
     const int any_head = begin + within % mixed, head = any_head % batch_heads;
-    const int q0 = max(q_len - (1 + within / mixed) * rows, 0);
-    return {any_head / batch_heads, head, head / static_cast<int>(shape.group()), q0, end_of_tile(q0, q_len, rows)};
-  }
-  // Behind the last row of the tile that begins at q0.
-  ATTN_HOST_DEVICE int end_of_tile(int q0, int q_len, int rows) const {
-    return q0 == 0 ? q_len - (tiles - 1) * rows : q0 + rows;
+    const int q1 = q_len - within / mixed * rows;
+    return {any_head / batch_heads, head, head / static_cast<int>(shape.group()), q1 - rows, q1};
   }
 };
 

@@ -28,7 +28,8 @@ __device__ __forceinline__ void trade_words(uint32_t (&words)[4]) {
   }
 }
 
-// Round the 16 rows of a warp's accumulator, each times its factor, and write those before `end` from row `row` on.
+// Round the 16 rows of a warp's accumulator, each times its factor, and write, from row `row` on, those that
+// lie in [0, end).
 template <typename T, typename C>
 __device__ __forceinline__ void write_rows(const C& c, const float (&factor)[1][2], const View<T>& to, int batch,
                                            int head, int row, int end, int head_dim) {
@@ -48,7 +49,7 @@ __device__ __forceinline__ void write_rows(const C& c, const float (&factor)[1][
       }
       trade_words(words);
       const int column = (n + lane % 4) * kChunk;
-      if (at < end && column < head_dim) {
+      if (static_cast<unsigned>(at) < static_cast<unsigned>(end) && column < head_dim) {
         *reinterpret_cast<uint4*>(begin + column) = uint4{words[0], words[1], words[2], words[3]};
       }
     }

@@ -29,7 +29,7 @@ inline void start_load(uint32_t to, const CUtensorMap& map, BoxAt at, uint32_t b
   emulator::later.push_back([=] {
     for (int row = 0; row < map.box_rows; ++row) {
       for (int i = 0; i < 64; ++i) {
-        const bool inside = at.column + i < map.sizes[0] && at.row + row < map.sizes[1];
+        const bool inside = at.column + i < map.sizes[0] && at.row + row >= 0 && at.row + row < map.sizes[1];
         const int64_t from =
             at.column + i + (at.row + row) * map.strides[0] + at.head * map.strides[1] + at.batch * map.strides[2];
         const uint16_t number = inside ? map.data[from] : 0;
