@@ -30,8 +30,12 @@ _SCALES = (0.0625, 0.3, 1.0)
 _SOFTCAPS = (1.0, 20.0)
 # What keeps an example in the milliseconds on two cores.
 _MOST_FLOPS = 2**25
-# On a GPU, room for a head of 2049 queries and keys.
+# On a GPU, room for a head of 2049 queries and keys, and no more than some 2 GiB of memory: the oracle and the naive
+# implementation keep tens of matrices of all scores or of all elements, so that however narrow a head, its scores
+# count as those of one of 32.
 _MOST_FLOPS_ON_CUDA = 2**31
+_LEAST_HEAD_DIM_ON_CUDA = 32
+_MOST_ELEMENTS_ON_CUDA = 2**23
 _LONG_SQUARES = (511, 512, 513, 1000, 1024, 1025, 2047, 2048, 2049)
 # Where each shape costs seconds of compilation: few problems, each one different in several ways, and many values.
 _FEW_PROBLEMS = (
@@ -74,7 +78,11 @@ def _problems(draw: st.DrawFn, capabilities: Capabilities, device_type: str) -> 
     head_dims = [d for d in _HEAD_DIMS if d in capabilities.head_dims] or [capabilities.head_dims.low]
     # A single head may cost twice as much, or long sequences would never meet the common head dimensions.
     head_dim = draw(_at_most(head_dims, 2 * left))
-    left //= head_dim
+    if on_cuda:
+        left //= max(head_dim, _LEAST_HEAD_DIM_ON_CUDA)
+        left = min(left, _MOST_ELEMENTS_ON_CUDA // (max(q_len, kv_len) * head_dim))
+    else:
+        left //= head_dim
     group = draw(_at_most((1, 2, 3, 4, 8), left)) if capabilities.gqa else 1
     kv_heads = draw(_at_most((1, 2, 3), left // group))
     batch = draw(_at_most((1, 2, 3, 5), left // (group * kv_heads)))

@@ -103,9 +103,9 @@ def _wait(device: Any) -> None:
 
 
 def _failure(error: Exception) -> tuple[str, str]:
-    import torch
+    from pytest_attn.perf.memory import is_out_of_memory
 
-    status = "oom" if isinstance(error, torch.OutOfMemoryError) else "error"
+    status = "oom" if is_out_of_memory(error) else "error"
     return status, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 

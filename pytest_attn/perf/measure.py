@@ -25,6 +25,7 @@ from pytest_attn.perf.identity import RanAnother, check_identity, halves, identi
 from pytest_attn.perf.inputs import Inputs
 from pytest_attn.perf.instruments import Instruments
 from pytest_attn.perf.kineto import Flush, LostTrack, Round, StrayWork, Trace, trace
+from pytest_attn.perf.memory import is_out_of_memory
 from pytest_attn.perf.passes import memory_of, timed_round
 from pytest_attn.perf.peak import percent_of_peak
 from pytest_attn.perf.record import Record, Time
@@ -403,11 +404,6 @@ def _status(error: BaseException) -> tuple[str, str]:
         return "oom", _asked_for(error)
     sentence = str(error).strip().partition("\n")[0] or "without a message"
     return "error", sentence if isinstance(error, _OURS) else f"{type(error).__name__}: {sentence}"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether ``error`` is torch's out-of-memory error, of a CUDA device or of the CPU's allocator."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _asked_for(error: BaseException) -> str:

@@ -11,6 +11,16 @@ from pytest_attn.perf.profiler import profiling
 Step = Callable[[], object]
 
 
+# What RuntimeErrors say: of torch's allocator on a CPU, and of operators built on the stable C++ interface, which
+# hides torch's own error from them.
+_NO_ROOM = ("DefaultCPUAllocator", "out of memory: could not allocate")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether ``error`` says that memory ran out, of a CUDA device or of the CPU's allocator."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in _NO_ROOM)
+
+
 def peak_bytes(before: Step, measured: Step, device: torch.device) -> int:
     """Run ``before`` then ``measured`` and return the most bytes allocated during ``measured``.
 

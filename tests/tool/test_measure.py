@@ -16,7 +16,8 @@ from attn_impls import Capabilities, Implementation, Unavailable, as_implementat
 from attn_impls.naive import naive
 from attn_impls.problem import CAUSAL, Direction, Problem
 from pytest_attn.perf import check
-from pytest_attn.perf.measure import is_out_of_memory, measure, measure_alone
+from pytest_attn.perf.measure import measure, measure_alone
+from pytest_attn.perf.memory import is_out_of_memory
 from pytest_attn.perf.record import Record
 from pytest_attn.perf.spread import half_width
 from pytest_attn.perf.timers import HostBound

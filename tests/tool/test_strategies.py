@@ -35,11 +35,11 @@ NARROW = {
 }
 
 
-def drawn(capabilities: Capabilities, count: int = 300) -> list[Case]:
+def drawn(capabilities: Capabilities, count: int = 300, device: str = "cpu") -> list[Case]:
     found: list[Case] = []
 
     @settings(profiles.PROFILES["ci"], max_examples=count)
-    @given(cases(capabilities, "cpu", Direction.BWD))
+    @given(cases(capabilities, device, Direction.BWD))
     def collect(case: Case) -> None:
         found.append(case)
 
@@ -103,6 +103,13 @@ def test_cases_stay_small(everything: list[Case]) -> None:
     assert all(case.problem.flops() <= 2**26 for case in everything)
     assert max(case.problem.q_len * case.problem.kv_len for case in everything) <= 2**18
     assert 2048 < max(case.problem.kv_len for case in everything) <= 5000
+
+
+def test_cases_on_a_gpu_are_long_but_take_little_memory() -> None:
+    problems = [case.problem for case in drawn(EVERYTHING, device="cuda")]
+    assert max(min(p.q_len, p.kv_len) for p in problems) > 2048 - 2
+    assert all(p.batch * p.heads * p.q_len * p.kv_len <= 2**24 for p in problems)
+    assert all(p.batch * p.heads * max(p.q_len, p.kv_len) * p.head_dim <= 2**23 for p in problems)
 
 
 def test_a_compiled_backend_sees_few_shapes() -> None:

@@ -10,6 +10,7 @@ import torch
 from attn_impls.problem import CAUSAL, FULL, Mask, Problem
 from attn_impls.tiled import CPU, SEQ, ops, tiled_cpu
 from attn_impls.tiled.ops import Family
+from pytest_attn.perf.memory import is_out_of_memory
 
 FAMILIES = pytest.mark.parametrize("family", [SEQ, CPU], ids=lambda family: family.name)
 
@@ -31,6 +32,14 @@ def test_opcheck(family: Family) -> None:
     out, lse = forward(q, k, v, *rest)
     for dlse in (None, torch.ones_like(lse)):
         torch.library.opcheck(backward, [torch.ones_like(out), q, k, v, out, lse, dlse, *rest])
+
+
+@FAMILIES
+def test_no_room_is_said_to_be_that(family: Family) -> None:
+    q, kv = (torch.randn(1, heads, 2, 16).expand(2**36, heads, 2, 16) for heads in (2, 1))  # results of 16 TiB
+    with pytest.raises(RuntimeError, match=r"out of memory: could not allocate \d+ bytes") as raised:
+        ops.attention(family, q, kv, kv, 1.0, *ops.diagonals(CAUSAL, 2, 2))
+    assert is_out_of_memory(raised.value)
 
 
 @FAMILIES

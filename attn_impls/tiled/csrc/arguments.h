@@ -118,9 +118,19 @@ Tensor empty_strided(const Tensor& on, const std::array<int64_t, dims>& sizes, c
   int32_t device_type = 0;
   AtenTensorHandle made = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(on.get(), &device_type));
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dims, sizes.data(), strides.data(), dtype, device_type, on.get_device_index(), &made));
+  const auto failed =
+      aoti_torch_empty_strided(dims, sizes.data(), strides.data(), dtype, device_type, on.get_device_index(), &made);
+  if (failed != TORCH_SUCCESS) {  // the shim keeps torch's error to itself
+    int64_t bytes = static_cast<int64_t>(aoti_torch_dtype_element_size(dtype));
+    for (const int64_t size : sizes) bytes *= size;
+    STD_TORCH_CHECK(false, "out of memory: could not allocate ", bytes, " bytes");
+  }
   return Tensor(made);
+}
+
+// The same for memory to work in, in one row.
+inline Tensor empty_floats(const Tensor& on, int64_t count) {
+  return empty_strided<1>(on, {count}, {1}, aoti_torch_dtype_float32());
 }
 
 // An uninitialised tensor of the shape and in the memory order of `like`: a bshd view gives a bshd view.

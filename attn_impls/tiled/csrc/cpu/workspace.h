@@ -12,7 +12,7 @@ class Workspace {
   // Room for `slots` equal shares of `floats` each.
   Workspace(const Tensor& like, int64_t slots, int64_t floats)
       : share_(round_up(floats)),
-        memory_(torch::stable::new_empty(like, {slots * share_ + kAlignment}, ScalarType::Float)),
+        memory_(empty_floats(like, slots * share_ + kAlignment)),
         base_(align(static_cast<float*>(memory_.data_ptr()))) {}
 
   float* share(int64_t slot) const { return base_ + slot * share_; }

@@ -38,14 +38,15 @@ std::tuple<Tensor, Tensor, Tensor> backward(bool deterministic, const Tensor& do
 
   const int64_t padded = (shape.q_len + kPaddedRows - 1) / kPaddedRows * kPaddedRows;
   const int64_t rows = shape.batch * shape.heads * padded;
-  Tensor row_numbers = torch::stable::new_empty(q, {2, rows}, ScalarType::Float);
+  Tensor row_numbers = empty_floats(q, 2 * rows);
   float* const lse_log2 = static_cast<float*>(row_numbers.data_ptr());
   int64_t dq_numbers = 0;
   with_tile_columns(shape.head_dim, [&](auto constant) {
     constexpr int columns = decltype(constant)::kValue;
     if (!deterministic && !AsyncBackward<columns>::kSplit) dq_numbers = rows * columns;
   });
-  Tensor dq_sum = torch::stable::new_zeros(q, {dq_numbers}, ScalarType::Float);
+  Tensor dq_sum = empty_floats(q, dq_numbers);
+  torch::stable::zero_(dq_sum);
 
   with_half_type(q, [&](auto element) {
     using T = decltype(element);

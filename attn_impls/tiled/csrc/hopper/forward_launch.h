@@ -60,7 +60,7 @@ inline Tensor with_mappable_rows(const Tensor& tensor) {
   bool shared = false;
   for (int64_t dim = 0; dim < 3; ++dim) shared |= tensor.size(dim) > 1 && tensor.stride(dim) == 0;
   if (!shared) return with_aligned_rows(tensor);
-  Tensor copy = torch::stable::new_empty(tensor, {tensor.size(0), tensor.size(1), tensor.size(2), tensor.size(3)});
+  Tensor copy = empty_in_order_of(tensor);
   torch::stable::copy_(copy, tensor);
   return copy;
 }

@@ -104,10 +104,10 @@ inline std::tuple<Tensor, Tensor, Tensor> hopper_backward(bool deterministic, co
       using Tiles = WsBackward<decltype(columns)::kValue>;
       const int64_t tiles = (shape.q_len + Tiles::kQueries - 1) / Tiles::kQueries, padded = tiles * Tiles::kQueries;
       const int64_t rows = shape.batch * shape.heads * padded;
-      Tensor row_numbers = torch::stable::new_empty(q, {2, rows}, ScalarType::Float);
-      Tensor dq_sum = torch::stable::new_empty(q, {rows, Tiles::kColumns}, ScalarType::Float);
+      Tensor row_numbers = empty_floats(q, 2 * rows);
+      Tensor dq_sum = empty_floats(q, rows * Tiles::kColumns);
       const int64_t counts = 1 + (deterministic ? shape.batch * shape.heads * tiles : 0);
-      Tensor counted = torch::stable::new_empty(q, {counts}, ScalarType::Int);
+      Tensor counted = empty_strided<1>(q, {counts}, {1}, aoti_torch_dtype_int32());
       int* const fetched = static_cast<int*>(counted.data_ptr());
       float* const lse_log2 = static_cast<float*>(row_numbers.data_ptr());
       const float scale_log2 = static_cast<float>(scale * M_LOG2E);
