@@ -166,8 +166,8 @@ class TensorBudget:
             row_ratio=by_row,
             gain_ratio=_over(abs(gain), gain_budget),
             scale_ratio=_over(abs(scale), scale_budget),
-            index=_unravelled(int(place), error.shape),
-            row=_unravelled(int(row), squares.shape),
+            index=unravelled(int(place), error.shape),
+            row=unravelled(int(row), squares.shape),
             got=found,
             want=want,
             error=abs(off),
@@ -197,7 +197,8 @@ def element_bound(errors: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return NAIVE_FACTOR * worst + FLOOR * noise
 
 
-def _unravelled(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
+def unravelled(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the index of the ``flat``-th element of a tensor of ``shape``, counted along its rows."""
     # torch.unravel_index would import sympy, which takes a process most of a second.
     index = []
     for size in reversed(shape):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -22,10 +22,11 @@ import torch
 from attn_impls.implementation import Capabilities, Implementation, Unavailable
 from attn_impls.naive import naive
 from attn_impls.problem import CAUSAL, FULL, Direction, Mask, Problem
-from pytest_attn.correctness.budget import element_bound
+from pytest_attn.correctness.budget import element_bound, unravelled
 from pytest_attn.correctness.case import Case, Tensors, make_tensors
-from pytest_attn.correctness.oracle import Truth, solve
+from pytest_attn.correctness.oracle import solve
 from pytest_attn.correctness.running import run
+from pytest_attn.correctness.standard import host_or_device
 from pytest_attn.correctness.storage import placed
 
 Tensor = torch.Tensor
@@ -68,20 +69,23 @@ class Attention:
 
     def gradient_budget(self, problem: Problem, x: Tensors) -> Tensor:
         """Return how far each of the :meth:`gradients` of a right implementation may be from the truth."""
-        truth = solve(problem, x, gradients=True)
-        plain = run(naive, problem, x, Direction.BWD)
-        return _in_a_row({name: _allowed(plain[name], truth, name) for name in _GRADIENTS})
+        return _in_a_row(_allowed(problem, x, Direction.BWD, _GRADIENTS))
 
     def budget(self, problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return how far the output of a right implementation may be from the truth, element by element."""
-        inputs = _inputs(problem, q, k, v)
-        truth = solve(problem, inputs, gradients=False)
-        return _allowed(run(naive, problem, inputs, Direction.FWD)["out"], truth, "out")
+        return _allowed(problem, _inputs(problem, q, k, v), Direction.FWD, ("out",))["out"]
 
 
-def _allowed(plain: Tensor, truth: Truth, name: str) -> Tensor:
-    errors = (plain.double() - truth.exact[name]).nan_to_num(0.0, 0.0, 0.0)
-    return element_bound(errors, truth.noise[name])
+def _allowed(problem: Problem, x: Tensors, direction: Direction, names: Sequence[str]) -> dict[str, Tensor]:
+    plain = run(naive, problem, x, direction)
+    judge_on = host_or_device(problem, x.q.device)
+    truth = solve(problem, x.to(judge_on), gradients=direction is Direction.BWD)
+
+    def bound(name: str) -> Tensor:
+        errors = (plain[name].detach().to(judge_on).double() - truth.exact[name]).nan_to_num(0.0, 0.0, 0.0)
+        return element_bound(errors, truth.noise[name]).to(x.q.device)
+
+    return {name: bound(name) for name in names}
 
 
 def _in_a_row(results: Mapping[str, Tensor]) -> Tensor:
@@ -381,8 +385,12 @@ def _worst(relation: Relation) -> tuple[float, str]:
     if apart.numel() == 0:
         return 0.0, ""
     ratio = torch.where(apart.isfinite(), apart / relation.allowed, math.inf)
-    index = tuple(int(i) for i in torch.unravel_index(ratio.argmax(), ratio.shape))
-    place = ", ".join(str(i) for i in index)
-    one, other = float(relation.left[index]), float(relation.right[index])
-    text = f"at [{place}]: {one:.6g} and {other:.6g}, {float(apart[index]):.3g} apart"
-    return float(ratio[index]), f"{text} of {float(relation.allowed[index]):.3g}"
+    worst = ratio.argmax()
+    # One copy from the device for all of them; a float64 holds every index.
+    each = (
+        worst,
+        *(x.expand_as(ratio).take(worst) for x in (ratio, relation.left, relation.right, apart, relation.allowed)),
+    )
+    index, found, one, other, distance, allowed = torch.stack([x.double() for x in each]).tolist()
+    place = ", ".join(str(i) for i in unravelled(int(index), ratio.shape))
+    return found, f"at [{place}]: {one:.6g} and {other:.6g}, {distance:.3g} apart of {allowed:.3g}"

@@ -2,11 +2,16 @@
 
 A case is drawn, never a tensor element: a seed and a regime say as much as a million floats, cost nothing to generate
 and shrink to something readable. Lengths are biased towards the edges of tiles, where kernels break.
+
+What a draw asks for is made once and kept: hypothesis looks through every new strategy, which took 4 ms an example,
+where a small case takes 5 to judge.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from typing import TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
@@ -15,6 +20,8 @@ from attn_impls.implementation import Capabilities
 from attn_impls.problem import CAUSAL, Direction, Mask, Problem
 from pytest_attn.correctness.case import Case
 from pytest_attn.correctness.regimes import REGIMES
+
+T = TypeVar("T")
 
 # Lengths around the edges of tiles in use, simplest first for shrinking; those of the commonest tiles come oftener.
 _COMMON_TILES, _OTHER_TILES = (16, 32, 64, 128, 256), (80, 96, 112, 176, 192)
@@ -30,12 +37,15 @@ _SCALES = (0.0625, 0.3, 1.0)
 _SOFTCAPS = (1.0, 20.0)
 # What keeps an example in the milliseconds on two cores.
 _MOST_FLOPS = 2**25
-# On a GPU, room for a head of 2049 queries and keys, and no more than some 2 GiB of memory: the oracle and the naive
+# On a GPU, room for a head of 2049 queries and keys, and no more than a GiB of memory: the oracle and the naive
 # implementation keep tens of matrices of all scores or of all elements, so that however narrow a head, its scores
 # count as those of one of 32.
 _MOST_FLOPS_ON_CUDA = 2**31
 _LEAST_HEAD_DIM_ON_CUDA = 32
-_MOST_ELEMENTS_ON_CUDA = 2**23
+_MOST_ELEMENTS_ON_CUDA = 2**21
+# One example in four has as many heads as there is room for, more than a GPU has multiprocessors; the others have as
+# many as on a CPU: drawing the numbers of more would take longer than all else.
+_MANY_HEADS_ON_CUDA = (False, False, False, True)
 _LONG_SQUARES = (511, 512, 513, 1000, 1024, 1025, 2047, 2048, 2049)
 # Where each shape costs seconds of compilation: few problems, each one different in several ways, and many values.
 _FEW_PROBLEMS = (
@@ -78,11 +88,13 @@ def _problems(draw: st.DrawFn, capabilities: Capabilities, device_type: str) -> 
     head_dims = [d for d in _HEAD_DIMS if d in capabilities.head_dims] or [capabilities.head_dims.low]
     # A single head may cost twice as much, or long sequences would never meet the common head dimensions.
     head_dim = draw(_at_most(head_dims, 2 * left))
-    if on_cuda:
-        left //= max(head_dim, _LEAST_HEAD_DIM_ON_CUDA)
-        left = min(left, _MOST_ELEMENTS_ON_CUDA // (max(q_len, kv_len) * head_dim))
-    else:
+    if not on_cuda:
         left //= head_dim
+    else:
+        many = draw(_one_of(_MANY_HEADS_ON_CUDA))
+        most_flops = _MOST_FLOPS_ON_CUDA if many else _MOST_FLOPS
+        left = most_flops // (4 * q_len * kv_len * max(head_dim, _LEAST_HEAD_DIM_ON_CUDA))
+        left = min(left, _MOST_ELEMENTS_ON_CUDA // (max(q_len, kv_len) * head_dim))
     group = draw(_at_most((1, 2, 3, 4, 8), left)) if capabilities.gqa else 1
     kv_heads = draw(_at_most((1, 2, 3), left // group))
     batch = draw(_at_most((1, 2, 3, 5), left // (group * kv_heads)))
@@ -93,14 +105,15 @@ def _problems(draw: st.DrawFn, capabilities: Capabilities, device_type: str) -> 
         q_len=q_len,
         kv_len=kv_len,
         head_dim=head_dim,
-        dtype=draw(st.sampled_from([dtype for dtype in _DTYPES if dtype in capabilities.dtypes])),
-        mask=draw(_masks(capabilities, kv_len)),
-        softcap=draw(st.none() | st.sampled_from(_SOFTCAPS)) if capabilities.softcap else None,
-        scale=draw(st.none() | st.sampled_from(_SCALES)) if capabilities.scale else None,
-        layout=draw(st.sampled_from(("bshd", "bhsd"))),
+        dtype=draw(_one_of(tuple(dtype for dtype in _DTYPES if dtype in capabilities.dtypes))),
+        mask=draw(_masks(capabilities.masks, kv_len)),
+        softcap=draw(_maybe(_SOFTCAPS)) if capabilities.softcap else None,
+        scale=draw(_maybe(_SCALES)) if capabilities.scale else None,
+        layout=draw(_one_of(("bshd", "bhsd"))),
     )
 
 
+@cache
 def _lengths(rectangular: bool, long_squares: bool) -> SearchStrategy[tuple[int, int]]:
     """Draw ``(q_len, kv_len)``."""
     length = st.sampled_from(_EDGES) | st.sampled_from(_OTHER_EDGES) | st.integers(1, _LONGEST)
@@ -122,13 +135,24 @@ def _lengths(rectangular: bool, long_squares: bool) -> SearchStrategy[tuple[int,
 
 def _at_most(values: Sequence[int], most: int) -> SearchStrategy[int]:
     """Draw one of ``values`` up to ``most``, or the smallest where none is."""
-    return st.sampled_from([value for value in values if value <= most] or [min(values)])
+    return _one_of(tuple(value for value in values if value <= most) or (min(values),))
 
 
-def _masks(capabilities: Capabilities, kv_len: int) -> SearchStrategy[Mask]:
-    plain = [Mask(kind) for kind in ("full", "causal", "causal_top_left") if kind in capabilities.masks]
+@cache
+def _one_of(values: tuple[T, ...]) -> SearchStrategy[T]:
+    return st.sampled_from(values)
+
+
+@cache
+def _maybe(values: tuple[T, ...]) -> SearchStrategy[T | None]:
+    return st.none() | st.sampled_from(values)
+
+
+@cache
+def _masks(kinds: frozenset[str], kv_len: int) -> SearchStrategy[Mask]:
+    plain = [Mask(kind) for kind in ("full", "causal", "causal_top_left") if kind in kinds]
     strategy: SearchStrategy[Mask] = st.sampled_from(plain) if plain else st.nothing()
-    if "window" not in capabilities.masks:
+    if "window" not in kinds:
         return strategy
     # Around the edges of tiles, anywhere, and wider than all keys.
     bound = st.sampled_from((0, 1, 7, *_EDGES[3:], 2 * kv_len)) | st.integers(0, kv_len)
