@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pytest_attn import known, options
+from pytest_attn import distributed, known, options
 from pytest_attn.fixtures import Mismatch
 from pytest_attn.fixtures import attn_bench as attn_bench
 from pytest_attn.fixtures import attn_cases as attn_cases
@@ -51,6 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_attn.gating import GateHooks
 
         config.pluginmanager.register(GateHooks(config), "attn-gate")
+    distributed.register(config)
     if config.pluginmanager.has_plugin("benchmark"):
         from pytest_attn.results import BenchmarkHooks
 

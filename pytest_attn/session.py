@@ -46,6 +46,14 @@ class Accuracy:
     worst: float = 0.0
     where: str = ""
 
+    def add(self, other: Accuracy) -> None:
+        """Take in how it did over other cases."""
+        self.cases += other.cases
+        for rule, ratio in other.ratios.items():
+            self.ratios[rule] = max(self.ratios.get(rule, 0.0), ratio)
+        if other.worst > self.worst:
+            self.worst, self.where = other.worst, other.where
+
 
 @dataclass
 class AttnSession:
@@ -155,12 +163,8 @@ class AttnSession:
 
     def judged(self, verdict: Verdict) -> None:
         """Note the error ratios of one case for the summary."""
-        accuracy = self.accuracy.setdefault(verdict.impl, Accuracy())
-        accuracy.cases += 1
-        for rule, ratio in verdict.ratios.items():
-            accuracy.ratios[rule] = max(accuracy.ratios.get(rule, 0.0), ratio)
-        if verdict.ratio > accuracy.worst:
-            accuracy.worst, accuracy.where = verdict.ratio, verdict.where
+        found = Accuracy(1, dict(verdict.ratios), verdict.ratio, verdict.where)
+        self.accuracy.setdefault(verdict.impl, Accuracy()).add(found)
 
     def outcome(self, impl: Implementation, problem: Problem, direction: Direction) -> Measured | Unavailable:
         """Measure a cell, or return what was measured of it already.
