@@ -10,7 +10,12 @@ import torch
 import triton
 
 from attn_impls.tiled.ops import empty_in_order_of
-from attn_impls.triton import kernels
+from attn_impls.triton.backward_kernels import (
+    attn_triton_backward_delta,
+    attn_triton_backward_kv,
+    attn_triton_backward_q,
+)
+from attn_impls.triton.forward_kernel import attn_triton_forward
 
 Tensor = torch.Tensor
 
@@ -50,7 +55,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, low: int, high: int) 
     width = _width(head_dim)
     blocks = _forward_blocks(q.dtype, width)
     _launch(
-        kernels.attn_triton_forward,
+        attn_triton_forward,
         triton.cdiv(q_len, blocks.queries) * heads * batch,
         blocks,
         (q, k, v, out, lse, *_strides(q, k, v, out), heads, heads // k.shape[1], q_len, kv_len, head_dim),
@@ -90,7 +95,7 @@ def backward(
     aligned = _aligned(q, k, v, dout, out, dq, dk, dv)
     blocks = _backward_blocks(q.dtype, width)
     _launch(
-        kernels.attn_triton_backward_delta,
+        attn_triton_backward_delta,
         triton.cdiv(q_len, blocks.queries) * heads * batch,
         blocks,
         (dout, out, dlse, delta, *_strides(dout, out), heads, q_len, head_dim),
@@ -102,14 +107,14 @@ def backward(
     common = (heads // kv_heads, q_len, kv_len, head_dim, scale, *_near(low, high, q_len, kv_len))
     sizes = {"QUERIES": blocks.queries, "KEYS": blocks.keys, "WIDTH": width, "ALIGNED": aligned}
     _launch(
-        kernels.attn_triton_backward_kv,
+        attn_triton_backward_kv,
         triton.cdiv(kv_len, blocks.keys) * kv_heads * batch,
         blocks,
         (q, k, v, dout, lse, delta, dk, dv, *_strides(q, k, v, dout, dk, dv), kv_heads, *common),
         **sizes,
     )
     _launch(
-        kernels.attn_triton_backward_q,
+        attn_triton_backward_q,
         triton.cdiv(q_len, blocks.queries) * heads * batch,
         blocks,
         (q, k, v, dout, lse, delta, dq, *_strides(q, k, v, dout, dq), heads, *common),
