@@ -44,6 +44,15 @@ _CASES: dict[str, Case] = {
     "an empty batch": Case(Problem(0, 2, 2, 33, 33, 64, "fp16", CAUSAL), "normal", 0),
 }
 
+# More query tiles than a GPU has multiprocessors, several of a head: for kernels whose blocks take one after the other.
+_CASES_ON_CUDA: dict[str, Case] = {
+    f"more tiles than multiprocessors, head_dim {head_dim}, {name}": Case(
+        Problem(batch, 48, 16, 449, 449, head_dim, "bf16", mask), "normal", seed
+    )
+    for head_dim, batch in ((64, 2), (128, 1), (256, 1))
+    for name, mask, seed in (("full", FULL, 0), ("causal", CAUSAL, 1), ("window", Mask("window", 130, 0), 2))
+}
+
 # Each has tensors of more than 2^31 elements.
 LARGE: dict[str, Case] = {
     "keys": Case(Problem(33, 8, 8, 1, 65536, 128, "bf16")),
@@ -54,7 +63,8 @@ LARGE: dict[str, Case] = {
 
 def fixed_cases(capabilities: Capabilities, device_type: str, direction: Direction) -> dict[str, Case]:
     """Return the fixed cases that ``capabilities`` include for ``direction``, by what each is for."""
-    fits = {name: fitted(case, capabilities, device_type, direction) for name, case in _CASES.items()}
+    cases = _CASES | _CASES_ON_CUDA if device_type == "cuda" else _CASES
+    fits = {name: fitted(case, capabilities, device_type, direction) for name, case in cases.items()}
     return {name: case for name, case in fits.items() if case is not None}
 
 

@@ -109,7 +109,12 @@ def check_unchanged(results: dict[str, torch.Tensor], kept: dict[str, torch.Tens
 
 
 def first_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> str | None:
-    """Return the name of the first result whose bits differ; what is not finite is the oracle's to judge."""
+    """Return the name of the first result that differs from its other, of one shape with it.
+
+    What is not finite is the oracle's to judge.
+    """
+    if not one:
+        return None
     differs = [tensor.isfinite().all() & (tensor != other[name]).any() for name, tensor in one.items()]
     # One copy from the device for all of them.
     return next((name for name, found in zip(one, torch.stack(differs).tolist(), strict=True) if found), None)

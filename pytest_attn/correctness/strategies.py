@@ -9,6 +9,7 @@ where a small case takes 5 to judge.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from typing import TypeVar
@@ -37,15 +38,13 @@ _SCALES = (0.0625, 0.3, 1.0)
 _SOFTCAPS = (1.0, 20.0)
 # What keeps an example in the milliseconds on two cores.
 _MOST_FLOPS = 2**25
-# On a GPU, room for a head of 2049 queries and keys, and no more than a GiB of memory: the oracle and the naive
-# implementation keep tens of matrices of all scores or of all elements, so that however narrow a head, its scores
-# count as those of one of 32.
-_MOST_FLOPS_ON_CUDA = 2**31
-_LEAST_HEAD_DIM_ON_CUDA = 32
-_MOST_ELEMENTS_ON_CUDA = 2**21
-# One example in four has as many heads as there is room for, more than a GPU has multiprocessors; the others have as
-# many as on a CPU: drawing the numbers of more would take longer than all else.
-_MANY_HEADS_ON_CUDA = (False, False, False, True)
+# On a GPU, room for a head of 2049 queries and keys, and four times as much for a crowd. The oracle and the naive
+# implementation keep tens of matrices of all scores or of all elements: of a crowd they take some 2 GiB.
+_MOST_SCORES_ON_CUDA, _MOST_ELEMENTS_ON_CUDA = 2**22, 2**20
+# One example in twelve is a crowd: more tiles than a GPU has multiprocessors, which is where blocks that stay take one
+# after the other. Not more of them, as drawing their numbers takes longer than all else.
+_CROWDS_ON_CUDA = (*(False,) * 11, True)
+_ROWS_OF_A_TILE, _MULTIPROCESSORS = 192, 132
 _LONG_SQUARES = (511, 512, 513, 1000, 1024, 1025, 2047, 2048, 2049)
 # Where each shape costs seconds of compilation: few problems, each one different in several ways, and many values.
 _FEW_PROBLEMS = (
@@ -82,22 +81,27 @@ def cases(capabilities: Capabilities, device_type: str, direction: Direction) ->
 @st.composite
 def _problems(draw: st.DrawFn, capabilities: Capabilities, device_type: str) -> Problem:
     on_cuda = device_type == "cuda"
-    q_len, kv_len = draw(_lengths(capabilities.rectangular, on_cuda))
-    # What is drawn first leaves so much for the rest, so that nothing that was drawn is thrown away for its size.
-    left = (_MOST_FLOPS_ON_CUDA if on_cuda else _MOST_FLOPS) // (4 * q_len * kv_len)
+    crowd = on_cuda and draw(_one_of(_CROWDS_ON_CUDA))
+    q_len, kv_len = draw(_lengths(capabilities.rectangular, on_cuda and not crowd))
     head_dims = [d for d in _HEAD_DIMS if d in capabilities.head_dims] or [capabilities.head_dims.low]
-    # A single head may cost twice as much, or long sequences would never meet the common head dimensions.
-    head_dim = draw(_at_most(head_dims, 2 * left))
-    if not on_cuda:
-        left //= head_dim
+    # What is drawn first leaves so much for the rest, so that nothing that was drawn is thrown away for its size.
+    if on_cuda:
+        head_dim = draw(_one_of(tuple(head_dims)))
+        left = min(_MOST_SCORES_ON_CUDA // (q_len * kv_len), _MOST_ELEMENTS_ON_CUDA // (max(q_len, kv_len) * head_dim))
+        left *= 4 if crowd else 1
     else:
-        many = draw(_one_of(_MANY_HEADS_ON_CUDA))
-        most_flops = _MOST_FLOPS_ON_CUDA if many else _MOST_FLOPS
-        left = most_flops // (4 * q_len * kv_len * max(head_dim, _LEAST_HEAD_DIM_ON_CUDA))
-        left = min(left, _MOST_ELEMENTS_ON_CUDA // (max(q_len, kv_len) * head_dim))
+        left = _MOST_FLOPS // (4 * q_len * kv_len)
+        # A single head may cost twice as much, or long sequences would never meet the common head dimensions.
+        head_dim = draw(_at_most(head_dims, 2 * left))
+        left //= head_dim
     group = draw(_at_most((1, 2, 3, 4, 8), left)) if capabilities.gqa else 1
     kv_heads = draw(_at_most((1, 2, 3), left // group))
-    batch = draw(_at_most((1, 2, 3, 5), left // (group * kv_heads)))
+    left //= group * kv_heads
+    if crowd:
+        tiles = kv_heads * group * math.ceil(q_len / _ROWS_OF_A_TILE)
+        batch = max(1, min(left, _MULTIPROCESSORS // tiles + 1))
+    else:
+        batch = draw(_at_most((1, 2, 3, 5), left))
     return Problem(
         batch=batch,
         heads=kv_heads * group,

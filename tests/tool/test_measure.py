@@ -288,4 +288,14 @@ def test_an_empty_batch_is_measured() -> None:
 def test_out_of_memory_is_told_from_other_errors() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError("x"))
     assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("could not allocate 1024 bytes"))
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+def test_an_allocation_that_fails_after_a_crash_is_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crashed() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", crashed)
+    assert not is_out_of_memory(RuntimeError("could not allocate 1024 bytes"))

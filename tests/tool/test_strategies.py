@@ -109,8 +109,22 @@ def test_cases_on_a_gpu_are_long_but_take_little_memory() -> None:
     problems = [case.problem for case in drawn(EVERYTHING, device="cuda")]
     assert max(min(p.q_len, p.kv_len) for p in problems) > 2048 - 2
     assert all(p.batch * p.heads * p.q_len * p.kv_len <= 2**24 for p in problems)
-    assert all(p.batch * p.heads * max(p.q_len, p.kv_len) * p.head_dim <= 2**22 for p in problems)
-    assert sum(p.batch * p.heads * -(-p.q_len // 64) > 132 for p in problems) >= 5  # more tiles than multiprocessors
+    assert all(p.batch * p.kv_heads * max(p.q_len, p.kv_len) * p.head_dim <= 2**22 for p in problems)
+
+
+@pytest.mark.parametrize(("head_dims", "rows"), [((33, 64), 256), ((65, 128), 192), ((129, 256), 128)])
+def test_cases_on_a_gpu_have_more_query_tiles_than_it_has_multiprocessors(
+    head_dims: tuple[int, int], rows: int
+) -> None:
+    capabilities = dataclasses.replace(EVERYTHING, head_dims=HeadDims(*head_dims))
+    problems = [case.problem for case in drawn(capabilities, device="cuda")]
+    assert sum(p.batch * p.heads * -(-p.q_len // rows) > 132 for p in problems) >= 3
+    fixed = [case.problem for case in fixed_cases(capabilities, "cuda", Direction.BWD).values()]
+    assert {p.mask.kind for p in fixed if p.q_len > rows and p.batch * p.heads * -(-p.q_len // rows) > 132} == {
+        "full",
+        "causal",
+        "window",
+    }
 
 
 def test_a_compiled_backend_sees_few_shapes() -> None:

@@ -30,12 +30,16 @@ PROBLEMS = [
     Problem(1, 3, 3, 570, 300, 64, "bf16", CAUSAL),
     Problem(2, 3, 1, 380, 200, 64, "fp16", FULL),
     Problem(1, 2, 2, 140, 310, 128, "bf16", FULL),
-    Problem(2, 2, 1, 230, 140, 128, "fp16", FULL),  # two of three warpgroups have no queries in the second tile
+    Problem(2, 2, 1, 230, 140, 128, "fp16", FULL),  # two of three warpgroups have no queries in the first tile
     Problem(1, 5, 5, 300, 300, 128, "bf16", CAUSAL),
     Problem(1, 3, 3, 250, 390, 64, "fp16", Mask("window", 70, 40)),
     Problem(1, 8, 2, 150, 20, 128, "fp16", FULL),
     Problem(1, 2, 2, 400, 200, 128, "bf16", Mask("window", 20, 10)),
     Problem(1, 3, 1, 200, 120, 256, "bf16", CAUSAL),
+    # Keys end one behind half a key tile, by the mask and by their number.
+    Problem(1, 2, 2, 65, 65, 128, "bf16", CAUSAL),
+    Problem(1, 2, 1, 130, 193, 128, "bf16", FULL),
+    Problem(1, 1, 1, 576, 640, 64, "bf16", Mask("window", None, 336)),  # a mask on tiles with overlap
 ]
 
 

@@ -120,10 +120,16 @@ Tensor empty_strided(const Tensor& on, const std::array<int64_t, dims>& sizes, c
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(on.get(), &device_type));
   const auto failed =
       aoti_torch_empty_strided(dims, sizes.data(), strides.data(), dtype, device_type, on.get_device_index(), &made);
-  if (failed != TORCH_SUCCESS) {  // the shim keeps torch's error to itself
+  if (failed != TORCH_SUCCESS) {
+#if defined(TORCH_VERSION_2_13_0) && TORCH_FEATURE_VERSION >= TORCH_VERSION_2_13_0
+    STD_TORCH_CHECK(false, torch_exception_get_what_without_backtrace());
+#else  // the shim keeps torch's error to itself
     int64_t bytes = static_cast<int64_t>(aoti_torch_dtype_element_size(dtype));
-    for (const int64_t size : sizes) bytes *= size;
-    STD_TORCH_CHECK(false, "out of memory: could not allocate ", bytes, " bytes");
+    bool counts = true;
+    for (const int64_t size : sizes) counts = !__builtin_mul_overflow(bytes, size, &bytes) && counts;
+    STD_TORCH_CHECK(counts, "a tensor of more bytes than 64 bits count");
+    STD_TORCH_CHECK(false, "could not allocate ", bytes, " bytes");
+#endif
   }
   return Tensor(made);
 }

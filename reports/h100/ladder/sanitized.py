@@ -29,6 +29,7 @@ SHAPES = (
     Problem(1, 2, 1, 33, 65, 40, "fp16", FULL),
     Problem(1, 2, 2, 384, 256, 64, "fp16", FULL),
     Problem(1, 2, 2, 200, 200, 128, "bf16", CAUSAL),
+    Problem(1, 2, 1, 210, 200, 128, "bf16", Mask("window", 70, 0)),
     Problem(1, 2, 1, 150, 170, 256, "fp16", CAUSAL),
     Problem(3, 50, 50, 3, 5, 64, "bf16", FULL),
 )
@@ -37,6 +38,10 @@ SHAPES = (
 MANY_TILES = (
     Problem(1, 144, 8, 130, 130, 64, "bf16", CAUSAL),
     Problem(1, 300, 300, 257, 20, 64, "bf16", CAUSAL),
+    Problem(1, 70, 70, 384, 128, 64, "fp16", FULL),
+    Problem(1, 70, 7, 200, 200, 128, "bf16", CAUSAL),
+    Problem(1, 70, 7, 210, 200, 128, "fp16", Mask("window", 70, 0)),
+    Problem(1, 70, 70, 130, 90, 256, "bf16", CAUSAL),
 )
 
 

@@ -10,7 +10,7 @@
 // Why:   a query tile of 1024 keys takes some 15 us, of which tiled-overlap spends 2 to 3 waiting: for barriers, for
 //        its first copies, for a first product that nothing runs beside, and for its output. Under a causal mask blocks
 //        differ in length by the number of their tiles, and the last to finish is waited for.
-// Gave:  of the better of cuDNN and flash-attn-4 on an H100, over lengths 512 to 16384, full and causal: 109 % at head
+// Gave:  of the better of cuDNN and flash-attn-4 on an H100, over lengths 512 to 16384, full and causal: 108 % at head
 //        dim 64, least 102; 106 % at 128, least 101; of cuDNN at 256 109 %, least 92 (docs/kernel-notes.md).
 // Limit: at head dim 64 exponentials, at 128 the power that the chip may draw, at length 512 memory.
 #include <algorithm>

@@ -58,8 +58,8 @@ VARIANTS = (
 )
 
 # By mask, the order: how many rounds of all multiprocessors make a section, and whether heads lead it one by one, as
-# ``csrc/hopper/schedule.h`` says. Of those for a mask tiled-hopper has the first or, where many queries read each key,
-# the last.
+# ``csrc/hopper/schedule.h`` says. Of those for a mask tiled-hopper has the second where fewest queries read each key,
+# the first where few do, and else the last.
 ORDERS = {
     FULL: {"": (0, False)},
     CAUSAL: {"": (2, True), "1 round": (1, True), "not led": (2, False)},
