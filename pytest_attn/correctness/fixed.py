@@ -63,8 +63,9 @@ LARGE: dict[str, Case] = {
 
 def fixed_cases(capabilities: Capabilities, device_type: str, direction: Direction) -> dict[str, Case]:
     """Return the fixed cases that ``capabilities`` include for ``direction``, by what each is for."""
-    cases = _CASES | _CASES_ON_CUDA if device_type == "cuda" else _CASES
-    fits = {name: fitted(case, capabilities, device_type, direction) for name, case in cases.items()}
+    # What compiles each shape for seconds is no kernel whose blocks stay.
+    crowds = _CASES_ON_CUDA if device_type == "cuda" and not capabilities.compiles_per_shape else {}
+    fits = {name: fitted(case, capabilities, device_type, direction) for name, case in (_CASES | crowds).items()}
     return {name: case for name, case in fits.items() if case is not None}
 
 
