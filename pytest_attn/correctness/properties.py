@@ -387,10 +387,7 @@ def _worst(relation: Relation) -> tuple[float, str]:
     ratio = torch.where(apart.isfinite(), apart / relation.allowed, math.inf)
     worst = ratio.argmax()
     # One copy from the device for all of them; a float64 holds every index.
-    each = (
-        worst,
-        *(x.expand_as(ratio).take(worst) for x in (ratio, relation.left, relation.right, apart, relation.allowed)),
-    )
-    index, found, one, other, distance, allowed = torch.stack([x.double() for x in each]).tolist()
+    there = [x.take(worst) for x in (ratio, relation.left, relation.right, apart, relation.allowed)]
+    index, found, one, other, distance, allowed = torch.stack([worst.double(), *there]).tolist()
     place = ", ".join(str(i) for i in unravelled(int(index), ratio.shape))
     return found, f"at [{place}]: {one:.6g} and {other:.6g}, {distance:.3g} apart of {allowed:.3g}"
