@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -107,6 +111,30 @@ def test_wrong_arguments_are_named(family: Family, change: object, message: str)
     q, k, v, *rest = arguments()
     with pytest.raises(RuntimeError, match=message):
         ops.attention(family, *change(q, k, v), *rest)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_errors_are_whole_beside_a_second_cpp_library(tmp_path: Path) -> None:
+    # Linked with a C++ library of its own, as one toolchain does unasked, what prints numbers to a stream breaks.
+    archive = subprocess.run(["g++", "-print-file-name=libstdc++.a"], capture_output=True, text=True, check=True)
+    if not Path(archive.stdout.strip()).is_absolute():
+        pytest.skip("needs the static C++ library of g++")
+    compiler = tmp_path / "g++-static"
+    compiler.write_text('#!/bin/sh\nexec g++ "$@" -static-libstdc++\n')
+    compiler.chmod(0o755)
+    script = tmp_path / "wrong.py"
+    script.write_text(
+        "import torch\n"
+        "from attn_impls.tiled import SEQ, ops\n"
+        "x = torch.zeros(1, 2, 3, 8)\n"
+        "try:\n"
+        "    ops.attention(SEQ, x, x[..., :4], x, 1.0, 0, 0)\n"
+        "except RuntimeError as error:\n"
+        "    print(str(error).splitlines()[0])\n"
+    )
+    built_there = {"CXX": str(compiler), "TORCH_EXTENSIONS_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, script], env=os.environ | built_there, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("k [1, 2, 3, 4] must have head_dim 8\n", 0), done.stderr
 
 
 @FAMILIES

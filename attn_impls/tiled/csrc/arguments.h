@@ -13,10 +13,10 @@
 #include <array>
 #include <cstdint>
 #include <limits>
-#include <sstream>
 #include <string>
 #include <utility>
 
+#include "check.h"
 #include "host_device.h"
 
 namespace attn {
@@ -49,49 +49,47 @@ View<T> view_of(const Tensor& tensor) {
 }
 
 inline std::string sizes_of(const Tensor& tensor) {
-  std::ostringstream text;
-  for (int64_t dim = 0; dim < tensor.dim(); ++dim) text << (dim ? ", " : "[") << tensor.size(dim);
-  text << "]";
-  return text.str();
+  std::string text = "[";
+  for (int64_t dim = 0; dim < tensor.dim(); ++dim) text += sentence(dim ? ", " : "", tensor.size(dim));
+  return text + "]";
 }
 
 inline void check_like(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other) {
-  STD_TORCH_CHECK(tensor.scalar_type() == other.scalar_type(), name, " and ", other_name, " differ in dtype");
-  STD_TORCH_CHECK(tensor.is_cpu() == other.is_cpu() && tensor.get_device_index() == other.get_device_index(), name,
-                  " and ", other_name, " are on different devices");
+  ATTN_CHECK(tensor.scalar_type() == other.scalar_type(), name, " and ", other_name, " differ in dtype");
+  ATTN_CHECK(tensor.is_cpu() == other.is_cpu() && tensor.get_device_index() == other.get_device_index(), name, " and ",
+             other_name, " are on different devices");
 }
 
 inline void check_rows(const char* name, const Tensor& tensor, int64_t head_dim) {
-  STD_TORCH_CHECK(tensor.dim() == 4, name, " must be [batch, heads, seq, head_dim], got ", sizes_of(tensor));
-  STD_TORCH_CHECK(tensor.size(3) == head_dim, name, " ", sizes_of(tensor), " must have head_dim ", head_dim);
-  STD_TORCH_CHECK(tensor.size(3) == 1 || tensor.stride(3) == 1, name,
-                  " must be contiguous in its last dimension, its stride there is ", tensor.stride(3));
+  ATTN_CHECK(tensor.dim() == 4, name, " must be [batch, heads, seq, head_dim], got ", sizes_of(tensor));
+  ATTN_CHECK(tensor.size(3) == head_dim, name, " ", sizes_of(tensor), " must have head_dim ", head_dim);
+  ATTN_CHECK(tensor.size(3) == 1 || tensor.stride(3) == 1, name,
+             " must be contiguous in its last dimension, its stride there is ", tensor.stride(3));
 }
 
 // Check q [B, H, Q, D] and k, v [B, Hkv, K, D] against each other and return their sizes. The scale must be positive
 // because kernels scale scores that are masked already, and -inf has to stay what it is; in fp32, too.
 inline Shape check_inputs(const Tensor& q, const Tensor& k, const Tensor& v, double scale) {
   using Float = std::numeric_limits<float>;  // half of its range leaves room for scale * log2(e)
-  STD_TORCH_CHECK(scale >= Float::min() && scale <= Float::max() / 2,
-                  "scale must be positive and finite in fp32, from ", Float::min(), " to ", Float::max() / 2, ", got ",
-                  scale);
-  STD_TORCH_CHECK(q.dim() == 4, "q must be [batch, heads, seq, head_dim], got ", sizes_of(q));
+  ATTN_CHECK(scale >= Float::min() && scale <= Float::max() / 2, "scale must be positive and finite in fp32, from ",
+             Float::min(), " to ", Float::max() / 2, ", got ", scale);
+  ATTN_CHECK(q.dim() == 4, "q must be [batch, heads, seq, head_dim], got ", sizes_of(q));
   const auto dtype = q.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
-                  "q must be float32, bfloat16 or float16");
+  ATTN_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
+             "q must be float32, bfloat16 or float16");
   check_rows("q", q, q.size(3));
   check_rows("k", k, q.size(3));
   check_rows("v", v, q.size(3));
   check_like("k", k, "q", q);
   check_like("v", v, "q", q);
   for (int64_t dim = 0; dim < 3; ++dim) {
-    STD_TORCH_CHECK(k.size(dim) == v.size(dim), "k ", sizes_of(k), " and v ", sizes_of(v), " differ in shape");
+    ATTN_CHECK(k.size(dim) == v.size(dim), "k ", sizes_of(k), " and v ", sizes_of(v), " differ in shape");
   }
-  STD_TORCH_CHECK(k.size(0) == q.size(0), "q ", sizes_of(q), " and k ", sizes_of(k), " differ in batch");
-  STD_TORCH_CHECK(q.size(1) > 0 && q.size(2) > 0 && q.size(3) > 0 && k.size(2) > 0, "q ", sizes_of(q), " and k ",
-                  sizes_of(k), " must not be empty but for the batch");
-  STD_TORCH_CHECK(k.size(1) > 0 && q.size(1) % k.size(1) == 0, "the heads of k ", sizes_of(k),
-                  " must divide the heads of q ", sizes_of(q));
+  ATTN_CHECK(k.size(0) == q.size(0), "q ", sizes_of(q), " and k ", sizes_of(k), " differ in batch");
+  ATTN_CHECK(q.size(1) > 0 && q.size(2) > 0 && q.size(3) > 0 && k.size(2) > 0, "q ", sizes_of(q), " and k ",
+             sizes_of(k), " must not be empty but for the batch");
+  ATTN_CHECK(k.size(1) > 0 && q.size(1) % k.size(1) == 0, "the heads of k ", sizes_of(k),
+             " must divide the heads of q ", sizes_of(q));
   return {q.size(0), q.size(1), k.size(1), q.size(2), k.size(2), q.size(3)};
 }
 
@@ -101,13 +99,13 @@ inline void check_saved(const Tensor& q, const Tensor& dout, const Tensor& out, 
     check_rows(name, *tensor, q.size(3));
     check_like(name, *tensor, "q", q);
     for (int64_t dim = 0; dim < 3; ++dim) {
-      STD_TORCH_CHECK(tensor->size(dim) == q.size(dim), name, " ", sizes_of(*tensor), " must have the shape of q ",
-                      sizes_of(q));
+      ATTN_CHECK(tensor->size(dim) == q.size(dim), name, " ", sizes_of(*tensor), " must have the shape of q ",
+                 sizes_of(q));
     }
   }
-  STD_TORCH_CHECK(lse.scalar_type() == ScalarType::Float && lse.dim() == 3 && lse.is_contiguous() &&
-                      lse.size(0) == q.size(0) && lse.size(1) == q.size(1) && lse.size(2) == q.size(2),
-                  "lse and its gradient must be contiguous float32 [batch, heads, q_len], got ", sizes_of(lse));
+  ATTN_CHECK(lse.scalar_type() == ScalarType::Float && lse.dim() == 3 && lse.is_contiguous() &&
+                 lse.size(0) == q.size(0) && lse.size(1) == q.size(1) && lse.size(2) == q.size(2),
+             "lse and its gradient must be contiguous float32 [batch, heads, q_len], got ", sizes_of(lse));
 }
 
 // An uninitialised tensor on the device of `on`, straight from the shim: a function of torch/csrc/stable/ops.h looks
@@ -122,13 +120,13 @@ Tensor empty_strided(const Tensor& on, const std::array<int64_t, dims>& sizes, c
       aoti_torch_empty_strided(dims, sizes.data(), strides.data(), dtype, device_type, on.get_device_index(), &made);
   if (failed != TORCH_SUCCESS) {
 #if defined(TORCH_VERSION_2_13_0) && TORCH_FEATURE_VERSION >= TORCH_VERSION_2_13_0
-    STD_TORCH_CHECK(false, torch_exception_get_what_without_backtrace());
+    ATTN_CHECK(false, torch_exception_get_what_without_backtrace());
 #else  // the shim keeps torch's error to itself
     int64_t bytes = static_cast<int64_t>(aoti_torch_dtype_element_size(dtype));
     bool counts = true;
     for (const int64_t size : sizes) counts = !__builtin_mul_overflow(bytes, size, &bytes) && counts;
-    STD_TORCH_CHECK(counts, "a tensor of more bytes than 64 bits count");
-    STD_TORCH_CHECK(false, "could not allocate ", bytes, " bytes");
+    ATTN_CHECK(counts, "a tensor of more bytes than 64 bits count");
+    ATTN_CHECK(false, "could not allocate ", bytes, " bytes");
 #endif
   }
   return Tensor(made);

@@ -15,7 +15,7 @@ template <typename Start>
 std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v, double scale, int64_t low,
                                    int64_t high, const Start& start) {
   const Shape shape = check_inputs(q, k, v, scale);
-  STD_TORCH_CHECK(shape.head_dim <= kMostHeadDim, "head_dim must be at most ", kMostHeadDim, ", got ", shape.head_dim);
+  ATTN_CHECK(shape.head_dim <= kMostHeadDim, "head_dim must be at most ", kMostHeadDim, ", got ", shape.head_dim);
   Tensor out = empty_in_order_of(q);
   Tensor lse = empty_lse(q);
   with_device_type(q, [&](auto element) {

@@ -20,7 +20,7 @@ using torch::stable::accelerator::DeviceGuard;
 constexpr int64_t kSharedBytesWithoutAsking = 48 * 1024;  // of a block
 
 inline void check_cuda(cudaError_t status, const char* what) {
-  STD_TORCH_CHECK(status == cudaSuccess, what, " failed: ", cudaGetErrorString(status));
+  ATTN_CHECK(status == cudaSuccess, what, " failed: ", cudaGetErrorString(status));
 }
 
 // The stream that PyTorch is using on `device`.
@@ -51,8 +51,8 @@ template <typename... Args>
 void launch(const Tensor& on, int64_t blocks, dim3 threads, int64_t shared_bytes, void (*kernel)(Args...),
             Args... args) {
   if (blocks == 0) return;  // an empty batch; CUDA refuses an empty grid
-  STD_TORCH_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "the problem needs ", blocks,
-                  " thread blocks, more than a CUDA grid can have");
+  ATTN_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "the problem needs ", blocks,
+             " thread blocks, more than a CUDA grid can have");
   const int32_t device = on.get_device_index();
   const DeviceGuard guard(device);
   cudaLaunchConfig_t config{};

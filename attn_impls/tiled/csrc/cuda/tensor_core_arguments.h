@@ -15,11 +15,11 @@ constexpr int kMostTensorCoreHeadDim = 256;
 
 // Positions are 32-bit numbers in these kernels, offsets in memory are 64-bit ones.
 inline void check_tensor_core_inputs(const Tensor& q, const Tensor& k) {
-  STD_TORCH_CHECK(q.scalar_type() != ScalarType::Float, "q must be bfloat16 or float16, got float32");
-  STD_TORCH_CHECK(q.size(3) % 8 == 0 && q.size(3) <= kMostTensorCoreHeadDim,
-                  "head_dim must be a multiple of 8 and at most ", kMostTensorCoreHeadDim, ", got ", q.size(3));
-  STD_TORCH_CHECK(q.size(2) <= kMostRows && k.size(2) <= kMostRows, "q ", sizes_of(q), " and k ", sizes_of(k),
-                  " must have at most ", kMostRows, " rows a head");
+  ATTN_CHECK(q.scalar_type() != ScalarType::Float, "q must be bfloat16 or float16, got float32");
+  ATTN_CHECK(q.size(3) % 8 == 0 && q.size(3) <= kMostTensorCoreHeadDim, "head_dim must be a multiple of 8 and at most ",
+             kMostTensorCoreHeadDim, ", got ", q.size(3));
+  ATTN_CHECK(q.size(2) <= kMostRows && k.size(2) <= kMostRows, "q ", sizes_of(q), " and k ", sizes_of(k),
+             " must have at most ", kMostRows, " rows a head");
 }
 
 // The tensor, or a copy of it where some row of it does not begin at a multiple of 16 bytes, as vector loads need.

@@ -41,9 +41,8 @@ inline Device device_of(const Tensor& on) {
 
 inline void check_hopper(const Tensor& on) {
   const Device device = device_of(on);
-  STD_TORCH_CHECK(device.major == 9 && device.minor == 0,
-                  "this kernel needs a device of compute capability 9.0 (Hopper), not ", device.major, ".",
-                  device.minor);
+  ATTN_CHECK(device.major == 9 && device.minor == 0,
+             "this kernel needs a device of compute capability 9.0 (Hopper), not ", device.major, ".", device.minor);
 }
 
 // Make the context of the current device, `device`, that of the calling thread. The runtime does so at a thread's first
@@ -73,7 +72,7 @@ inline CUtensorMap map_of(const Tensor& tensor, int box_rows) {
                                        {tensor.data_ptr(), type, tensor.size(0), tensor.size(1), tensor.size(2),
                                         tensor.size(3), tensor.stride(0), tensor.stride(1), tensor.stride(2)},
                                        box_rows);
-  STD_TORCH_CHECK(failed == nullptr, failed, ": ", sizes_of(tensor));
+  ATTN_CHECK(failed == nullptr, failed, ": ", sizes_of(tensor));
   return map;
 }
 

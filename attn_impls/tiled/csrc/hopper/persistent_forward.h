@@ -88,7 +88,7 @@ void launch_persistent_forward(const Shape& shape, const Tensor& q, const Tensor
   const int device = q.get_device_index();
   const int multiprocessors = device_of(q).multiprocessors;
   const int64_t tiles = (shape.q_len + Tiles::kQueries - 1) / Tiles::kQueries, heads = shape.batch * shape.heads;
-  STD_TORCH_CHECK(tiles * heads < kFarthest, "the problem has ", tiles * heads, " query tiles, too many to count");
+  ATTN_CHECK(tiles * heads < kFarthest, "the problem has ", tiles * heads, " query tiles, too many to count");
   const bool several = tiles * heads > multiprocessors;  // tiles for a block
   int* const counter = several ? counter_of(device, current_stream(device)) : nullptr;
   int64_t section = heads_of_section(shape, tiles, multiprocessors, order.rounds);

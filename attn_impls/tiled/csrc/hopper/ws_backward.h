@@ -86,8 +86,8 @@ inline std::tuple<Tensor, Tensor, Tensor> hopper_backward(bool deterministic, co
                                                           double scale, int64_t low, int64_t high) {
   const Shape shape = check_inputs(q_given, k_given, v_given, scale);
   check_tensor_core_inputs(q_given, k_given);
-  STD_TORCH_CHECK(shape.head_dim <= kMostHopperBackwardColumns, "head_dim must be at most ", kMostHopperBackwardColumns,
-                  ", got ", shape.head_dim);
+  ATTN_CHECK(shape.head_dim <= kMostHopperBackwardColumns, "head_dim must be at most ", kMostHopperBackwardColumns,
+             ", got ", shape.head_dim);
   check_saved(q_given, dout_given, out_given, lse);
   if (dlse) check_saved(q_given, dout_given, out_given, *dlse);
   check_hopper(q_given);

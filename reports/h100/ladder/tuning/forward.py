@@ -68,7 +68,7 @@ struct {name} : ForwardTiles<{tiles}> {{}};
 
 static std::tuple<Tensor, Tensor> run_{name}(const Tensor& q, const Tensor& k, const Tensor& v, double scale,
                                              int64_t low, int64_t high) {{
-  STD_TORCH_CHECK(q.scalar_type() == ScalarType::BFloat16 && q.size(3) <= {name}::kColumns,
+  ATTN_CHECK(q.scalar_type() == ScalarType::BFloat16 && q.size(3) <= {name}::kColumns,
                   "built for bfloat16 and heads of at most ", {name}::kColumns);
   const auto start = []<typename T>(const Tensor& on, const ForwardParams<T>& params) {{
     if constexpr (std::is_same_v<T, __nv_bfloat16>) launch_async_forward<T, {name}>(on, params);

@@ -73,7 +73,7 @@ struct {name} : PersistentTiles<{tiles}> {{}};
 
 static std::tuple<Tensor, Tensor> run_{name}(const Tensor& q_given, const Tensor& k_given, const Tensor& v_given,
                                              double scale, int64_t low, int64_t high, int64_t rounds, bool leads) {{
-  STD_TORCH_CHECK(q_given.scalar_type() == ScalarType::BFloat16 && q_given.size(3) <= {name}::kColumns,
+  ATTN_CHECK(q_given.scalar_type() == ScalarType::BFloat16 && q_given.size(3) <= {name}::kColumns,
                   "built for bfloat16 and heads of at most ", {name}::kColumns);
   const auto run = [&](const Shape& shape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
                        const Tensor& lse) {{
