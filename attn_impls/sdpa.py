@@ -67,6 +67,8 @@ def _efficient_rules(problem: Problem, device_type: str) -> str | None:
 
 
 def _cudnn_rules(problem: Problem, device_type: str) -> str | None:
+    if problem.batch == 0:
+        return "gives no tensor for an empty batch"
     if problem.kv_len == 1:
         return "does not take kv_len 1"
     if problem.head_dim > 128 and torch.cuda.get_device_capability() < (9, 0):

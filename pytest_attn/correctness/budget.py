@@ -6,7 +6,7 @@ result of ``naive`` in the same dtype on the same inputs, ``x`` is finite wherev
     element   |x - t|           <=  2 max|n - t|                      +  4 noise
     rms       rms(x - t)        <=  2 rms(n - t)                      +  4 rms(noise)
     row       rms_i(x - t)      <=  2 max_r(rms_r(n - t) / rms_r(scatter)) rms_i(scatter)  +  4 rms_i(scatter)
-    gain      |<x - t, g>|/<g, g>  <=  2 |<n - t, g>|/<g, g>  +  4 deviation  +  shared,      g = t
+    gain      |<x - t, g>|/<g, g>  <=  2 |<n - t, g>|/<g, g>  +  4 deviation  +  shared  +  exp,      g = t
     scale     the same with g = d t / d log(softmax scale), for out
 
 *Element* is flash-attention's rule: no worse than twice plain PyTorch in the same precision (Dao-AILab/flash-attention,
@@ -26,7 +26,11 @@ elements of one row not, ``deviation = sqrt(sum_i <n_i - t_i, g_i>^2 + (sum_c sc
 the first sum is the cluster-robust variance of a regression (Liang and Zeger 1986, doi:10.1093/biomet/73.1.13) and the
 second what rounding must be allowed. ``shared = unit + 4 sqrt(terms) unit32``, with the unit roundoffs of the dtype and
 of float32, is for roundings that all rows share: that of a constant, of equal weights, of a float32 sum of ``terms``
-almost equal terms. In bf16 it is 0.4 %, so that 1 % shows wherever enough rows are averaged. Where ``|g| < 4 scatter``,
+almost equal terms. In bf16 it is 0.4 %, so that 1 % shows wherever enough rows are averaged. ``exp``, of ``out`` alone,
+is ``sum_i |<e_i, g_i>| / <g, g>``, where ``e`` is what ``out`` moves by if every exponential but that of the row's
+largest logit, which is exact, is off by exp's own error of 4 unit32 alike. CUDA's ex2.approx may be (2^-22, PTX ISA),
+which looks like another softmax scale where logits differ by 1e-6: by 5 % in PyTorch's memory-efficient kernel on an
+H100. Elsewhere it is next to nothing. Where ``|g| < 4 scatter``,
 ``g`` is taken as 0: what is below an element's own rounding decides which way it rounds, and such errors do not average
 out. Nor do those of a gradient's sum over tiles that is kept in the dtype, as PyTorch's flash backward on a CPU keeps
 it: what a tile adds is lost below half the dtype's smallest step, in all elements alike. A gradient may be short of
@@ -132,7 +136,8 @@ class TensorBudget:
         tiles = math.ceil(truth.terms / _TILE) if quantity in ("dq", "dk", "dv") else 0
         lost = math.sqrt(tiles / 12) * finfo.smallest_normal * finfo.eps
         directions = (None if self._rowless else self._exact, truth.by_log_scale.get(quantity))
-        self._gain, self._scale = (_shared_error(errors, scatter, each, shared, lost) for each in directions)
+        by_exp = truth.by_exp.get(quantity)
+        self._gain, self._scale = (_shared_error(errors, scatter, each, by_exp, shared, lost) for each in directions)
 
     def judge(self, name: str, got: torch.Tensor) -> TensorVerdict:
         """Compare ``got`` with the truth; ``name`` is for the verdict."""
@@ -208,7 +213,12 @@ def unravelled(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _shared_error(
-    errors: torch.Tensor, scatter: torch.Tensor, direction: torch.Tensor | None, shared: float, lost: float
+    errors: torch.Tensor,
+    scatter: torch.Tensor,
+    direction: torch.Tensor | None,
+    by_exp: torch.Tensor | None,
+    shared: float,
+    lost: float,
 ) -> _Shared | None:
     """Return how far an error may go along ``direction`` by naive's ``errors``; ``None`` without one."""
     if direction is None:
@@ -218,6 +228,8 @@ def _shared_error(
     rows = rows.reshape(len(errors), -1)
     along, deviation = rows.sum(dim=1).abs(), (rows.square().sum(dim=1) + expected.square().sum()).sqrt()
     bound = (NAIVE_FACTOR * along + FLOOR * deviation).max() + lost * direction.abs().sum()
+    if by_exp is not None:
+        bound = bound + (by_exp * direction).sum(dim=-1).abs().sum()
     size, bound = torch.stack([direction.square().sum(), bound]).tolist()
     return _Shared(direction, size, bound / size + shared) if size else None
 

@@ -31,6 +31,8 @@ class Truth:
             many elements are averaged. At most of the order of ``noise``, and smaller by the root of the number of
             keys where many keys share a weight.
         by_log_scale: ``d out / d log(scale)`` as ``"out"``: where an error of the softmax scale moves the output.
+        by_exp: as ``"out"``, what it moves by where all exponentials are too small alike, by what exp may be off, but
+            for the one of the row's largest logit, which is 1.
         terms: of the longest float32 sum.
 
     Where gradients were asked for of some keys alone, there are only ``dk, dv``, of these keys.
@@ -40,11 +42,14 @@ class Truth:
     noise: dict[str, Tensor]
     scatter: dict[str, Tensor]
     by_log_scale: dict[str, Tensor]
+    by_exp: dict[str, Tensor]
     terms: int = 1
 
 
 # Vectorised exp in use: PyTorch's CPU flash kernel allows itself 20 ulp, CUDA's ex2.approx 2.
 _EXP_ULP = 4
+# Kernels for 16-bit numbers take CUDA's tanh.approx.f32, which is right to so much of itself (PTX ISA, tanh).
+_TANH_APPROX = 2.0**-11
 # Scores in one slice. About twenty float64 matrices of this size are alive at once: 1.3 GiB.
 _MOST_SCORES = 2**23
 
@@ -107,10 +112,11 @@ class _Solver:
         self.step = self.finfo.smallest_normal * self.finfo.eps  # between the numbers next to 0
         # What a weight or its gradient loses there; in float32, exp may give 0 below the normal numbers.
         self.underflow = max(self.step / 2, self.finfo32.smallest_normal)
+        self.tanh_error = 0.0 if tensors.q.dtype == torch.float32 else _TANH_APPROX
         like: dict[str, Tensor] = {}
         if keys is None:
             like = {"out": self.q, "lse": self.q[..., 0]} | ({"dq": self.q} if gradients else {})
-            self.by_log_scale = self._zeros(self.q)
+            self.by_log_scale, self.by_exp = self._zeros(self.q), self._zeros(self.q)
         if gradients:
             like |= dict.fromkeys(("dk", "dv"), self.k if keys is None else self.k[..., keys, :])
         self.exact, self.noise, self.scatter = ({name: self._zeros(like[name]) for name in like} for _ in range(3))
@@ -146,10 +152,17 @@ class _Solver:
         # maximum, and exp's own.
         size = scale * _filled(q.abs() @ k.abs().mT, hidden, 0.0).amax(dim=-1, keepdim=True)
         # tanh in use is 1 - 2 / (exp(2x) + 1) or like it: near 0 it is right to a rounding of 1, not of itself. So is
-        # the logit to a rounding of the cap, and the slope 1 - tanh^2 to one of 1, near 0 as well.
+        # the logit to a rounding of the cap, and the slope 1 - tanh^2 to one of 1, near 0 as well. Where tanh itself is
+        # approximate, so is the logit, and where it saturates the slope may be all error.
         logit_noise = _growth(problem.head_dim) * unit32 * size + (0.0 if cap is None else 2 * cap * unit32)
-        squashed = 0.0 if cap is None else 4 * unit32
+        squashed: float | Tensor = 0.0 if cap is None else 4 * unit32
+        lse_by_tanh: float | Tensor = 0.0
         relative = _filled(below.abs_(), hidden, 0.0).mul_(unit32).add_(unit + 2 * logit_noise + unit32 * _EXP_ULP)
+        if squash is not None and self.tanh_error:
+            squashed = 4 * unit32 + 2 * self.tanh_error * squash.square()
+            by_tanh = _filled(self.tanh_error * logits.abs(), hidden, 0.0)
+            lse_by_tanh = (weights * by_tanh).sum(dim=-1)
+            relative.add_(by_tanh, alpha=2)
         uncertain = _filled(relative.mul_(weights).add_(self.underflow), hidden, 0.0)
         # Independent errors of the weights add up in squares; beside them float32 sums over the keys, and what all
         # keys of a row share: their equal weights round alike, and so does the total that they are divided by.
@@ -163,10 +176,13 @@ class _Solver:
             self.noise["out"][here] = uncertain @ v.abs() + unit * out.abs()
             self.scatter["out"][here] = out_scatter
             self.by_log_scale[here] = (weights * by_log_scale) @ v
+            largest = logits.argmax(dim=-1, keepdim=True)
+            to_largest = v.take_along_dim(largest, dim=-2) - out
+            self.by_exp[here] = unit32 * _EXP_ULP * weights.gather(-1, largest) * to_largest
             for found in (self.noise, self.scatter):
                 # Terms that are almost equal lose the same in every addition, so their sum loses twice what others do.
                 found["lse"][here] = (
-                    logit_noise.squeeze(-1) + 2 * sum_over_keys + unit32 * (_EXP_ULP + finite_lse.abs())
+                    logit_noise.squeeze(-1) + 2 * sum_over_keys + unit32 * (_EXP_ULP + finite_lse.abs()) + lse_by_tanh
                 )
         if not self.gradients:
             return
@@ -179,6 +195,7 @@ class _Solver:
             k, v = k[..., self.keys, :], v[..., self.keys, :]
             hidden = None if hidden is None else hidden[:, self.keys]
             slope = slope if isinstance(slope, float) else slope[..., self.keys]
+            squashed = squashed if isinstance(squashed, float) else squashed[..., self.keys]
             weights, uncertain, uncertain_squared = (
                 tensor[..., self.keys] for tensor in (weights, uncertain, uncertain_squared)
             )
@@ -206,7 +223,8 @@ class _Solver:
 
     def truth(self) -> Truth:
         """Return the sums, with the rounding of the results themselves."""
-        rows = self.problem.q_len * self.problem.heads // self.problem.kv_heads
+        group = self.problem.heads // self.problem.kv_heads
+        rows = self.problem.q_len * group
         terms = {"dq": self.problem.kv_len, "dk": rows, "dv": rows}
         for name in terms.keys() & self.exact.keys():
             size = self.exact[name].abs()
@@ -214,16 +232,20 @@ class _Solver:
             if name != "dq":
                 self.scatter[name].sqrt_()
             self.scatter[name] += (self.unit + self.unit32 * _growth(terms[name])) * size
-        # No result can be nearer than the dtype's smallest step.
-        for found in (self.noise, self.scatter):
-            for name, tensor in found.items():
-                tensor += self.finfo32.smallest_normal if name == "lse" else self.step
+        # No result can be nearer than the dtype's smallest step; nor, where what is below float32's normal numbers is
+        # taken as 0, than those: dk and dv of each query head that shares a key head, before they are added up.
+        for name in self.exact:
+            parts = group if name in ("dk", "dv") else 1
+            self.noise[name] += max(self.step, parts * self.finfo32.smallest_normal)
+            self.scatter[name] += max(self.step, math.sqrt(parts) * self.finfo32.smallest_normal)
         by_log_scale = {"out": self.by_log_scale} if self.keys is None else {}
+        by_exp = {"out": self.by_exp} if self.keys is None else {}
         return Truth(
             exact=_indexed(self.exact),
             noise=_indexed(self.noise),
             scatter=_indexed(self.scatter),
             by_log_scale=_indexed(by_log_scale),
+            by_exp=_indexed(by_exp),
             terms=max(terms.values()),
         )
 

@@ -53,7 +53,7 @@ class Standard:
     def nbytes(self) -> int:
         """Bytes of all its tensors; budgets add less than as many once they are worked out."""
         truth = self.truth
-        found = (truth.exact, truth.noise, truth.scatter, truth.by_log_scale, self.naive)
+        found = (truth.exact, truth.noise, truth.scatter, truth.by_log_scale, truth.by_exp, self.naive)
         return sum(tensor.nbytes for tensors in found for tensor in tensors.values())
 
     def judge(self, got: Mapping[str, torch.Tensor]) -> list[TensorVerdict]:

@@ -95,7 +95,7 @@ def test_slices_change_nothing(problem: Problem, most_scores: int) -> None:
     tensors = make_tensors(Case(problem, seed=1), CPU)
     whole = solve(problem, tensors, gradients=True)
     sliced = solve(problem, tensors, gradients=True, most_scores=most_scores)
-    for part in ("exact", "noise", "scatter", "by_log_scale"):
+    for part in ("exact", "noise", "scatter", "by_log_scale", "by_exp"):
         for name, want in getattr(whole, part).items():
             torch.testing.assert_close(getattr(sliced, part)[name], want, rtol=1e-12, atol=1e-12)
 
