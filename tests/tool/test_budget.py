@@ -158,7 +158,7 @@ def test_a_tanh_that_is_approximate(bits: int, passes: bool) -> None:
 
 @pytest.mark.parametrize(("flushed", "passes"), [(2.0**-126, True), (2.0**-122, False)], ids=["subnormal", "16 times"])
 def test_results_below_the_normal_numbers_may_be_0(flushed: float, passes: bool) -> None:
-    """Kernels that are built to be fast take such numbers as 0, as cuDNN's backward does."""
+    """Kernels that are built to be fast take such numbers as 0, as cuDNN's backward seems to."""
     problem = Problem(1, 1, 1, 1, 511, 64, "bf16", FULL, scale=0.3)
     truth = solve(problem, make_tensors(Case(problem, "limits"), CPU), gradients=True)
     dv = truth.exact["dv"]

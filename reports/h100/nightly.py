@@ -1,0 +1,101 @@
+"""Runs the suite at profile ``nightly`` over implementations and seeds, a process each, many side by side on one GPU.
+
+``python reports/h100/nightly.py FOLDER [--seeds 1 2 3] [--at-once N] [IMPLEMENTATION...]`` writes a log for each to
+FOLDER, leaves out what has come to its end there, and prints the table of all logs; ``--table`` prints that alone.
+A process takes about 5 minutes forward and 9 with gradients, where as many run as there are cores, and up to 5 GB of
+the GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+BOTH = (
+    *("tiled-hopper", "tiled-overlap", "tiled-ws", "tiled-async", "triton", "tiled-torch", "naive"),
+    *("sdpa-cudnn", "sdpa-flash", "sdpa-efficient", "sdpa-math", "trimmed_flash:at_64_and_128"),
+)
+FORWARD = (
+    "tiled-wgmma",
+    *(f"tiled-{name}" for name in ("mma", "global", "smem", "pad", "coalesced", "unroll", "regs")),
+)
+SUMMARY = re.compile(r"^(?:=+ )?((?:\d+ (?:failed|passed|skipped|errors?)(?:, )?)+) in ", re.MULTILINE)
+COMMAND = ("-m", "pytest", "tests/correctness", "-m", "correctness", "--hypothesis-profile", "nightly")
+
+
+def log_of(folder: Path, name: str, seed: int) -> Path:
+    """Return where the output of one run lies."""
+    return folder / f"{name.replace(':', '.')}-{seed}.log"
+
+
+def outcome(log: Path) -> str | None:
+    """Return what pytest said at its end; ``None`` where it did not come to it."""
+    found = SUMMARY.findall(log.read_text()) if log.exists() else []
+    return found[-1] if found else None
+
+
+def run(folder: Path, name: str, seed: int) -> None:
+    """Run the suite over one implementation, unless it was."""
+    log = log_of(folder, name, seed)
+    if outcome(log) is not None:
+        return
+    plugin = () if "pytest_attn.plugin" in _installed_plugins() else ("-p", "pytest_attn.plugin")
+    arguments = (*plugin, "--attn-device", "cuda", "--attn-impl", name, f"--hypothesis-seed={seed}", "-q")
+    path = os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")])
+    with log.open("w") as output:
+        subprocess.run(
+            [sys.executable, *COMMAND, *arguments, "-p", "no:cacheprovider"],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+            check=False,
+        )
+
+
+def _installed_plugins() -> set[str]:
+    from importlib.metadata import entry_points
+
+    return {point.value for point in entry_points(group="pytest11")}
+
+
+def table(folder: Path) -> str:
+    """Return a line for each log: seed, name, what pytest said; and then the worst errors over their budgets."""
+    said, worst = [], []
+    for log in sorted(folder.glob("*-[0-9]*.log")):
+        name, seed = log.stem.rsplit("-", 1)
+        said.append(f"{seed}  {name}: {outcome(log) or 'did not come to its end'}")
+        lines = log.read_text().splitlines()
+        heads = [i for i, line in enumerate(lines) if "worst error over budget by rule" in line]
+        worst += [f"{seed}  {lines[i + 2]}" for i in heads if i + 2 < len(lines)]
+    rules = "# worst error over budget by rule (element, rms, row, gain, scale), cases, and where"
+    return "\n".join(["# seed  what pytest said", *said, rules, *worst])
+
+
+def main() -> None:
+    """Run what is asked for and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("names", nargs="*", metavar="IMPLEMENTATION")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--at-once", type=int, default=os.cpu_count())
+    parser.add_argument("--table", action="store_true", help="run nothing")
+    asked = parser.parse_args()
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    if not asked.table:
+        jobs = [(name, seed) for seed in asked.seeds for name in asked.names or (*BOTH, *FORWARD)]
+        with ThreadPoolExecutor(asked.at_once) as pool:
+            for job in [pool.submit(run, asked.folder, *job) for job in jobs]:
+                job.result()
+    print(table(asked.folder))
+
+
+if __name__ == "__main__":
+    main()
