@@ -13,7 +13,8 @@ result of ``naive`` in the same dtype on the same inputs, ``x`` is finite wherev
 ``tests/test_flash_attn.py``). Alone it fails good kernels where ``naive`` happens to be exact (one key, equal keys) and
 its error is 0. The second term covers that: ``noise`` is the rounding error that the element cannot avoid, one rounding
 of each intermediate to the dtype and float32 accumulation (see :mod:`pytest_attn.correctness.oracle`), so it is a few
-ulp *of that element's terms*, not of the largest element.
+ulp *of that element's terms*, not of the largest element. What fast instructions do is part of it: float32 below its
+normal numbers is taken as 0, and under a softcap the tanh of kernels for 16-bit numbers is right to 2^-11 only.
 
 *Row* keeps one wrong row of a long sequence from hiding: late rows average many keys and are small beside the first
 ones, and so is what rounding does to them (``scatter``, independent roundings). ``naive``'s worst row, in units of its
@@ -27,7 +28,7 @@ the first sum is the cluster-robust variance of a regression (Liang and Zeger 19
 second what rounding must be allowed. ``shared = unit + 4 sqrt(terms) unit32``, with the unit roundoffs of the dtype and
 of float32, is for roundings that all rows share: that of a constant, of equal weights, of a float32 sum of ``terms``
 almost equal terms. In bf16 it is 0.4 %, so that 1 % shows wherever enough rows are averaged. ``exp``, of ``out`` alone,
-is ``sum_i |<e_i, g_i>| / <g, g>``, where ``e`` is what ``out`` moves by if every exponential but that of the row's
+is ``|<e, g>| / <g, g>``, where ``e`` is what ``out`` moves by if every exponential but that of the row's
 largest logit, which is exact, is off by exp's own error of 4 unit32 alike. CUDA's ex2.approx may be (2^-22, PTX ISA),
 which looks like another softmax scale where logits differ by 1e-6: by 5 % in PyTorch's memory-efficient kernel on an
 H100. Elsewhere it is next to nothing. Where ``|g| < 4 scatter``,
@@ -229,7 +230,7 @@ def _shared_error(
     along, deviation = rows.sum(dim=1).abs(), (rows.square().sum(dim=1) + expected.square().sum()).sqrt()
     bound = (NAIVE_FACTOR * along + FLOOR * deviation).max() + lost * direction.abs().sum()
     if by_exp is not None:
-        bound = bound + (by_exp * direction).sum(dim=-1).abs().sum()
+        bound = bound + (by_exp * direction).sum().abs()
     size, bound = torch.stack([direction.square().sum(), bound]).tolist()
     return _Shared(direction, size, bound / size + shared) if size else None
 

@@ -127,14 +127,16 @@ def test_errors_are_whole_beside_a_second_cpp_library(tmp_path: Path) -> None:
         "import torch\n"
         "from attn_impls.tiled import SEQ, ops\n"
         "x = torch.zeros(1, 2, 3, 8)\n"
-        "try:\n"
-        "    ops.attention(SEQ, x, x[..., :4], x, 1.0, 0, 0)\n"
-        "except RuntimeError as error:\n"
-        "    print(str(error).splitlines()[0])\n"
+        "for wrong in ((x, x[..., :4], x), [x.to(torch.uint16)] * 3):\n"
+        "    try:\n"
+        "        ops.attention(SEQ, *wrong, 1.0, 0, 0)\n"
+        "    except RuntimeError as error:\n"
+        "        print(str(error).splitlines()[0])\n"
     )
     built_there = {"CXX": str(compiler), "TORCH_EXTENSIONS_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, script], env=os.environ | built_there, capture_output=True, text=True)
-    assert (done.stdout, done.returncode) == ("k [1, 2, 3, 4] must have head_dim 8\n", 0), done.stderr
+    expected = ["k [1, 2, 3, 4] must have head_dim 8", "q must be float32, bfloat16 or float16"]
+    assert (done.stdout.splitlines(), done.returncode) == (expected, 0), done.stderr
 
 
 @FAMILIES

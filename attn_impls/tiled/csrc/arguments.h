@@ -54,8 +54,15 @@ inline std::string sizes_of(const Tensor& tensor) {
   return text + "]";
 }
 
+// Its dtype as the shim counts them. Tensor::scalar_type() knows fewer, and its error comes through a stream.
+inline int32_t dtype_of(const Tensor& tensor) {
+  int32_t dtype = 0;
+  ATTN_CALL(aoti_torch_get_dtype(tensor.get(), &dtype));
+  return dtype;
+}
+
 inline void check_like(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other) {
-  ATTN_CHECK(tensor.scalar_type() == other.scalar_type(), name, " and ", other_name, " differ in dtype");
+  ATTN_CHECK(dtype_of(tensor) == dtype_of(other), name, " and ", other_name, " differ in dtype");
   ATTN_CHECK(tensor.is_cpu() == other.is_cpu() && tensor.get_device_index() == other.get_device_index(), name, " and ",
              other_name, " are on different devices");
 }
@@ -74,8 +81,9 @@ inline Shape check_inputs(const Tensor& q, const Tensor& k, const Tensor& v, dou
   ATTN_CHECK(scale >= Float::min() && scale <= Float::max() / 2, "scale must be positive and finite in fp32, from ",
              Float::min(), " to ", Float::max() / 2, ", got ", scale);
   ATTN_CHECK(q.dim() == 4, "q must be [batch, heads, seq, head_dim], got ", sizes_of(q));
-  const auto dtype = q.scalar_type();
-  ATTN_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
+  const int32_t dtype = dtype_of(q);
+  ATTN_CHECK(dtype == aoti_torch_dtype_float32() || dtype == aoti_torch_dtype_bfloat16() ||
+                 dtype == aoti_torch_dtype_float16(),
              "q must be float32, bfloat16 or float16");
   check_rows("q", q, q.size(3));
   check_rows("k", k, q.size(3));
@@ -103,7 +111,7 @@ inline void check_saved(const Tensor& q, const Tensor& dout, const Tensor& out, 
                  sizes_of(q));
     }
   }
-  ATTN_CHECK(lse.scalar_type() == ScalarType::Float && lse.dim() == 3 && lse.is_contiguous() &&
+  ATTN_CHECK(dtype_of(lse) == aoti_torch_dtype_float32() && lse.dim() == 3 && lse.is_contiguous() &&
                  lse.size(0) == q.size(0) && lse.size(1) == q.size(1) && lse.size(2) == q.size(2),
              "lse and its gradient must be contiguous float32 [batch, heads, q_len], got ", sizes_of(lse));
 }
@@ -115,7 +123,7 @@ Tensor empty_strided(const Tensor& on, const std::array<int64_t, dims>& sizes, c
                      int32_t dtype) {
   int32_t device_type = 0;
   AtenTensorHandle made = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(on.get(), &device_type));
+  ATTN_CALL(aoti_torch_get_device_type(on.get(), &device_type));
   const auto failed =
       aoti_torch_empty_strided(dims, sizes.data(), strides.data(), dtype, device_type, on.get_device_index(), &made);
   if (failed != TORCH_SUCCESS) {
@@ -141,12 +149,10 @@ inline Tensor empty_floats(const Tensor& on, int64_t count) {
 inline Tensor empty_in_order_of(const Tensor& like) {
   const int64_t heads = like.size(1), rows = like.size(2), columns = like.size(3);
   const bool heads_inside = like.stride(1) < like.stride(2);
-  int32_t dtype = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   return empty_strided<4>(
       like, {like.size(0), heads, rows, columns},
       {heads * rows * columns, heads_inside ? columns : rows * columns, heads_inside ? heads * columns : columns, 1},
-      dtype);
+      dtype_of(like));
 }
 
 // The log-sum-exp of every query, fp32 [B, H, Q], uninitialised.

@@ -40,3 +40,6 @@ std::string sentence(const Parts&... parts) {
   do {                                                                         \
     if (!(condition)) throw std::runtime_error(::attn::sentence(__VA_ARGS__)); \
   } while (false)
+
+// The same for a call of the shim, in the place of TORCH_ERROR_CODE_CHECK.
+#define ATTN_CALL(call) ATTN_CHECK((call) == TORCH_SUCCESS, #call, " failed")

@@ -26,7 +26,7 @@ inline void check_cuda(cudaError_t status, const char* what) {
 // The stream that PyTorch is using on `device`.
 inline cudaStream_t current_stream(int32_t device) {
   void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  ATTN_CALL(aoti_torch_get_current_cuda_stream(device, &stream));
   return static_cast<cudaStream_t>(stream);
 }
 
