@@ -27,7 +27,8 @@ TOP_LEFT = Mask("causal_top_left")
 MASKS = (FULL, CAUSAL, TOP_LEFT, Mask("window", 5, 0), Mask("window", 3, 4), Mask("window", None, 2))
 SHAPES = ((40, 40), (40, 29), (29, 40))
 PROBLEMS = [Problem(2, 4, 2, q, k, 8, "bf16", mask) for mask in MASKS for q, k in SHAPES] + [
-    Problem(1, 2, 1, 40, 40, 8, "fp32", CAUSAL, 2.0, 0.7)
+    Problem(1, 2, 1, 40, 40, 8, "fp32", CAUSAL, 2.0, 0.7),
+    Problem(1, 2, 1, 40, 40, 8, "bf16", CAUSAL, 2.0, 0.7),
 ]
 
 
@@ -39,7 +40,7 @@ def test_keys_are_what_they_are_among_all(problem: Problem, most_scores: int) ->
     for keys in (slice(problem.kv_len - 7, problem.kv_len), slice(11, 19), slice(0, 1)):
         some = solve(problem, tensors, gradients=True, keys=keys, most_scores=most_scores)
         assert set(some.exact) == {"dk", "dv"}
-        assert (some.terms, some.by_log_scale) == (whole.terms, {})
+        assert (some.terms, some.by_log_scale, some.by_exp) == (whole.terms, {}, {})
         for kind in ("exact", "noise", "scatter"):
             for name, got in getattr(some, kind).items():
                 # What a query that sees none of the keys adds to the noise is nothing; to its square, the underflow's.
