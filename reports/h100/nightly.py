@@ -1,7 +1,9 @@
 """Runs the suite at profile ``nightly`` over implementations and seeds, a process each, many side by side on one GPU.
 
-``python reports/h100/nightly.py FOLDER [--seeds 1 2 3] [--at-once N] [IMPLEMENTATION...]`` writes a log for each to
+``python reports/h100/nightly.py FOLDER [IMPLEMENTATION...] [--seeds 1 2 3] [--at-once N]`` writes a log for each to
 FOLDER, leaves out what has come to its end there, and prints the table of all logs; ``--table`` prints that alone.
+What is interrupted, takes an hour, or ends in another way than by tests that passed or failed, has a log that ends in
+``.part``.
 A process takes about 5 minutes forward and 9 with gradients, where as many run as there are cores, and up to 5 GB of
 the GPU.
 """
@@ -9,6 +11,7 @@ the GPU.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import subprocess
@@ -26,7 +29,9 @@ FORWARD = (
     "tiled-wgmma",
     *(f"tiled-{name}" for name in ("mma", "global", "smem", "pad", "coalesced", "unroll", "regs")),
 )
-SUMMARY = re.compile(r"^(?:=+ )?((?:\d+ (?:failed|passed|skipped|errors?)(?:, )?)+) in ", re.MULTILINE)
+SUMMARY = re.compile(r"^(?:=+ )?((?:\d+ \w+(?:, )?)+) in [\d.]+s", re.MULTILINE)
+PASSED_OR_FAILED = (0, 1)  # pytest's exit status where it came to its end
+MOST_SECONDS = 3600
 COMMAND = ("-m", "pytest", "tests/correctness", "-m", "correctness", "--hypothesis-profile", "nightly")
 
 
@@ -35,29 +40,27 @@ def log_of(folder: Path, name: str, seed: int) -> Path:
     return folder / f"{name.replace(':', '.')}-{seed}.log"
 
 
-def outcome(log: Path) -> str | None:
-    """Return what pytest said at its end; ``None`` where it did not come to it."""
-    found = SUMMARY.findall(log.read_text()) if log.exists() else []
-    return found[-1] if found else None
-
-
 def run(folder: Path, name: str, seed: int) -> None:
     """Run the suite over one implementation, unless it was."""
     log = log_of(folder, name, seed)
-    if outcome(log) is not None:
+    if log.exists():
         return
     plugin = () if "pytest_attn.plugin" in _installed_plugins() else ("-p", "pytest_attn.plugin")
     arguments = (*plugin, "--attn-device", "cuda", "--attn-impl", name, f"--hypothesis-seed={seed}", "-q")
     path = os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")])
-    with log.open("w") as output:
-        subprocess.run(
+    part = log.with_suffix(".part")
+    with part.open("w") as output, contextlib.suppress(subprocess.TimeoutExpired):
+        done = subprocess.run(
             [sys.executable, *COMMAND, *arguments, "-p", "no:cacheprovider"],
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=ROOT,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
             check=False,
+            timeout=MOST_SECONDS,
         )
+        if done.returncode in PASSED_OR_FAILED:
+            part.rename(log)
 
 
 def _installed_plugins() -> set[str]:
@@ -71,8 +74,9 @@ def table(folder: Path) -> str:
     said, worst = [], []
     for log in sorted(folder.glob("*-[0-9]*.log")):
         name, seed = log.stem.rsplit("-", 1)
-        said.append(f"{seed}  {name}: {outcome(log) or 'did not come to its end'}")
-        lines = log.read_text().splitlines()
+        text = log.read_text()
+        said += [f"{seed}  {name}: {what}" for what in SUMMARY.findall(text)[-1:]]
+        lines = text.splitlines()
         heads = [i for i, line in enumerate(lines) if "worst error over budget by rule" in line]
         worst += [f"{seed}  {lines[i + 2]}" for i in heads if i + 2 < len(lines)]
     rules = "# worst error over budget by rule (element, rms, row, gain, scale), cases, and where"
@@ -87,7 +91,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--at-once", type=int, default=os.cpu_count())
     parser.add_argument("--table", action="store_true", help="run nothing")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
     if not asked.table:
         jobs = [(name, seed) for seed in asked.seeds for name in asked.names or (*BOTH, *FORWARD)]

@@ -8,6 +8,7 @@ import pytest
 
 from attn_impls import Capabilities, HeadDims, Implementation
 from attn_impls.problem import CAUSAL, FULL, MASK_KINDS, Direction, Mask, Problem
+from attn_impls.sdpa import sdpa_cudnn
 
 SQUARE = Problem(1, 4, 4, 16, 16, 64, "bf16", FULL)
 EVERYTHING = Capabilities(
@@ -57,6 +58,12 @@ def test_why_not(capabilities: Capabilities, problem: Problem, direction: Direct
     assert capabilities.why_not(problem, direction, device) == reason
     generous = dataclasses.replace(EVERYTHING, also=lambda problem, device: None)
     assert generous.why_not(problem, direction, device) is None
+
+
+def test_cudnn_claims_no_empty_batch() -> None:
+    # Its operator gives None for one, in torch 2.11.
+    reason = sdpa_cudnn.capabilities.why_not(Problem(0, 2, 2, 33, 33, 64, "fp16", CAUSAL), Direction.FWD, "cuda")
+    assert reason == "gives no tensor for an empty batch"
 
 
 def test_forward_needs_no_backward() -> None:
