@@ -241,8 +241,9 @@ class _Solver:
         # taken as 0, than those: dk and dv of each query head that shares a key head, before they are added up.
         for name in self.exact:
             parts = group if name in ("dk", "dv") else 1
-            self.noise[name] += max(self.step, parts * self.finfo32.smallest_normal)
-            self.scatter[name] += max(self.step, math.sqrt(parts) * self.finfo32.smallest_normal)
+            step = 0.0 if name == "lse" else self.step  # lse is float32 whatever the dtype
+            self.noise[name] += max(step, parts * self.finfo32.smallest_normal)
+            self.scatter[name] += max(step, math.sqrt(parts) * self.finfo32.smallest_normal)
         by_log_scale = {"out": self.by_log_scale} if self.keys is None else {}
         by_exp = {"out": self.by_exp} if self.keys is None else {}
         return Truth(
