@@ -13,8 +13,9 @@ result of ``naive`` in the same dtype on the same inputs, ``x`` is finite wherev
 ``tests/test_flash_attn.py``). Alone it fails good kernels where ``naive`` happens to be exact (one key, equal keys) and
 its error is 0. The second term covers that: ``noise`` is the rounding error that the element cannot avoid, one rounding
 of each intermediate to the dtype and float32 accumulation (see :mod:`pytest_attn.correctness.oracle`), so it is a few
-ulp *of that element's terms*, not of the largest element. What fast instructions do is part of it: float32 below its
-normal numbers is taken as 0, and under a softcap the tanh of kernels for 16-bit numbers is right to 2^-11 only.
+ulp *of that element's terms*, not of the largest element. What fast kernels do is part of it: float32 below its normal
+numbers is taken as 0, and under a softcap the tanh of kernels for 16-bit numbers is right to 2^-11 only, and gradients
+of logits are rounded times scale / softcap.
 
 *Row* keeps one wrong row of a long sequence from hiding: late rows average many keys and are small beside the first
 ones, and so is what rounding does to them (``scatter``, independent roundings). ``naive``'s worst row, in units of its
@@ -28,14 +29,14 @@ the first sum is the cluster-robust variance of a regression (Liang and Zeger 19
 second what rounding must be allowed. ``shared = unit + 4 sqrt(terms) unit32``, with the unit roundoffs of the dtype and
 of float32, is for roundings that all rows share: that of a constant, of equal weights, of a float32 sum of ``terms``
 almost equal terms. In bf16 it is 0.4 %, so that 1 % shows wherever enough rows are averaged. ``exp``, of ``out`` alone,
-is ``|<e, g>| / <g, g>``, where ``e`` is what ``out`` moves by if every exponential but that of the row's
-largest logit, which is exact, is off by exp's own error of 4 unit32 alike. CUDA's ex2.approx may be (2^-22, PTX ISA),
-which looks like another softmax scale where logits differ by 1e-6: by 5 % in PyTorch's memory-efficient kernel on an
-H100. Elsewhere it is next to nothing. Where ``|g| < 4 scatter``,
-``g`` is taken as 0: what is below an element's own rounding decides which way it rounds, and such errors do not average
-out. Nor do those of a gradient's sum over tiles that is kept in the dtype, as PyTorch's flash backward on a CPU keeps
-it: what a tile adds is lost below half the dtype's smallest step, in all elements alike. A gradient may be short of
-``sqrt(tiles / 12) step`` everywhere for it, which is a rounding for each tile of 32 terms, and nothing but in fp16.
+is ``|<e, g>| / <g, g>``, where ``e`` is what ``out`` moves by if every exponential but that of the row's largest logit,
+which is exact, is off by exp's own error of 4 unit32 alike. CUDA's ex2.approx may be (2^-22, PTX ISA), which looks like
+another softmax scale where logits differ by 1e-6: by 5 % in PyTorch's memory-efficient kernel on an H100. Elsewhere it
+is next to nothing. Where ``|g| < 4 scatter``, ``g`` is taken as 0: what is below an element's own rounding decides
+which way it rounds, and such errors do not average out. Nor do those of a gradient's sum over tiles that is kept in the
+dtype, as PyTorch's flash backward on a CPU keeps it: what a tile adds is lost below half the dtype's smallest step, in
+all elements alike. A gradient may be short of ``sqrt(tiles / 12) step`` everywhere for it, which is a rounding for each
+tile of 32 terms, and nothing but in fp16.
 
 In fp16 and bf16 ``naive`` rounds its scores too, which ``noise`` leaves out, as no fused kernel does it; and in a small
 problem its error is a matter of luck. So there ``n`` is what gives the largest bound of four ways to write the
