@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from pytest_attn.bench import AttnBench
     from pytest_attn.correctness.case import Case
+    from pytest_attn.correctness.judge import Verdict
 
 # Cases without a verdict, of a property that no case had one of, after which it is taken for one that cannot be asked.
 _MOST_DROPPED = 100
@@ -64,29 +65,49 @@ def attn_check(request: pytest.FixtureRequest, attn_impl: Implementation) -> Che
     that a test does not look for smaller cases that hang, and not for long for those that crash.
     """
     from pytest_attn.correctness.judge import judge
-    from pytest_attn.correctness.running import NotDifferentiable
 
     session = attn_session(request.config)
 
     def check(case: Case, direction: Direction) -> None:
         __tracebackhide__ = True
         _fail_if_settled(session)
-        session.end_if_device_is_lost()
         judged = judge if session.workers is None else session.workers.judge
-        try:
-            verdict = judged(attn_impl, case, direction, session.device)
-        except Unavailable as error:
-            unavailable(session, attn_impl, error)
-        except NotDifferentiable as error:
-            if attn_impl.declared or attn_impl.name in session.differentiable:
-                raise
-            pytest.skip(f"{error}, so its gradients are not checked")
-        if direction is not Direction.FWD:
-            session.differentiable.add(attn_impl.name)
+        verdict = _verdict(session, judged, attn_impl, case, direction)
         session.judged(verdict)
         if not verdict.ok:
             command = repeat_command(request.config, attn_impl, case, direction)
             _fail(session, verdict.explain(), verdict.raised, command)
+
+    return check
+
+
+@pytest.fixture
+def attn_last_check(request: pytest.FixtureRequest, attn_impl: Implementation) -> Check:
+    """Runs the implementation on a problem too large to judge whole, and fails where its last key head is wrong.
+
+    Skips where the device has no room for it.
+    """
+    from pytest_attn.correctness.judge import judge_last
+    from pytest_attn.perf.memory import is_out_of_memory
+
+    session = attn_session(request.config)
+
+    def skip_if_no_room(error: BaseException | None) -> None:
+        if error is not None and is_out_of_memory(error):
+            pytest.skip(f"out of memory: {str(error).partition('.')[0]}")
+
+    def check(case: Case, direction: Direction) -> None:
+        __tracebackhide__ = True
+        judged = judge_last if session.workers is None else session.workers.judge_last
+        try:
+            verdict = _verdict(session, judged, attn_impl, case, direction)
+        except Exception as error:
+            skip_if_no_room(error)
+            raise
+        skip_if_no_room(verdict.raised)
+        session.judged(verdict)
+        if not verdict.ok:
+            _fail(session, verdict.explain(), verdict.raised, _repeat_test(request, attn_impl))
 
     return check
 
@@ -160,6 +181,27 @@ def attn_claim_check(request: pytest.FixtureRequest, attn_impl: Implementation) 
     return check
 
 
+def _verdict(
+    session: AttnSession, judged: Callable[..., Verdict], impl: Implementation, case: Case, direction: Direction
+) -> Verdict:
+    """Return what ``judged`` finds, or skip or fail the test where ``impl`` cannot run at all."""
+    from pytest_attn.correctness.running import NotDifferentiable
+
+    __tracebackhide__ = True
+    session.end_if_device_is_lost()
+    try:
+        verdict = judged(impl, case, direction, session.device)
+    except Unavailable as error:
+        unavailable(session, impl, error)
+    except NotDifferentiable as error:
+        if impl.declared or impl.name in session.differentiable:
+            raise
+        pytest.skip(f"{error}, so its gradients are not checked")
+    if direction is not Direction.FWD:
+        session.differentiable.add(impl.name)
+    return verdict
+
+
 def _fail(session: AttnSession, explanation: str, raised: BaseException | None, command: str) -> NoReturn:
     """Fail with the report of one case; ``raised`` is what its verdict holds."""
     __tracebackhide__ = True
@@ -205,7 +247,8 @@ def _repeat_test(request: pytest.FixtureRequest, impl: Implementation) -> str:
         where = ["--pyargs", f"{request.module.__name__}::{request.node.name}"]
     else:
         where = [f"{os.path.relpath(request.path, config.invocation_params.dir)}::{request.node.name}"]
-    return shlex.join(["pytest", *where, "--attn-impl", impl.name, *_how(config)])
+    marks = ["-m", config.getoption("markexpr")] if config.getoption("markexpr") else []
+    return shlex.join(["pytest", *where, *marks, "--attn-impl", impl.name, *_how(config)])
 
 
 def _how(config: pytest.Config) -> list[str]:

@@ -20,6 +20,7 @@ from pytest_attn.fixtures import attn_claim_check as attn_claim_check
 from pytest_attn.fixtures import attn_direction as attn_direction
 from pytest_attn.fixtures import attn_end_to_end as attn_end_to_end
 from pytest_attn.fixtures import attn_impl as attn_impl
+from pytest_attn.fixtures import attn_last_check as attn_last_check
 from pytest_attn.fixtures import attn_problem as attn_problem
 from pytest_attn.fixtures import attn_property_check as attn_property_check
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -83,24 +84,27 @@ class Verdict:
 
 
 def _describe(tensor: TensorVerdict) -> str:
-    text = f"{tensor.name:4} error/budget {tensor.ratio:.3g} (rms {tensor.rms_ratio:.3g})"
+    element = f"error/budget {tensor.ratio:.3g} (rms {tensor.rms_ratio:.3g})"
     if tensor.ok:
-        return text
-    parts = [
-        f"{text} at {_place(tensor.index)}: got {tensor.got:.6g}, want {tensor.want:.6g}, "
+        return f"{tensor.name:4} {element}"
+    element += (
+        f" at {_place(tensor.index)}: got {tensor.got:.6g}, want {tensor.want:.6g}, "
         f"off by {tensor.error:.3g}, allowed {tensor.budget:.3g}"
-    ]
+    )
+    found = []
     if tensor.row_ratio > 1:
-        parts.append(f"row {_place(tensor.row)} is {tensor.row_ratio:.3g} times its budget off")
+        found.append(f"row {_place(tensor.row)} is {tensor.row_ratio:.3g} times its budget off")
     for what, value, budget in (
         ("the whole", tensor.gain, tensor.gain_budget),
         ("the softmax scale", tensor.scale, tensor.scale_budget),
     ):
         if abs(value) > budget:
-            parts.append(f"{what} seems off by {100 * value:+.3g} %, allowed ±{100 * budget:.3g} %")
+            found.append(f"{what} seems off by {100 * value:+.3g} %, allowed ±{100 * budget:.3g} %")
     if tensor.nonfinite:
-        parts.append(f"{tensor.nonfinite} values are not finite")
-    return "\n        ".join(parts)
+        found.append(f"{tensor.nonfinite} values are not finite")
+    # First what is beyond its budget: of a long sum an element may be far off where its row may not.
+    within = max(tensor.ratio, tensor.rms_ratio) <= 1
+    return f"{tensor.name:4} " + "\n        ".join([*found, element] if within else [element, *found])
 
 
 def _place(index: Sequence[int]) -> str:
@@ -137,14 +141,8 @@ def judge(impl: Implementation, case: Case, direction: Direction, device: torch.
                         f"it claims to be deterministic, and two runs on the same inputs differ in {name}"
                     )
                 check_unchanged(returned, got)
-        except (Unavailable, NotDifferentiable):
-            raise
-        except WrongOutput as error:
-            return Verdict(impl.name, case, direction, str(device), broken=str(error))
         except Exception as error:
-            sentence = f"raised {type(error).__name__}: {str(error).strip() or 'without a message'}"
-            sentence += "".join(f"\n  warned: {text}" for text in dict.fromkeys(str(w.message) for w in warned))
-            return Verdict(impl.name, case, direction, str(device), broken=sentence, raised=error)
+            return _ended(impl, case, direction, device, error, (str(w.message) for w in warned))
     return Verdict(impl.name, case, direction, str(device), tuple(judge_results(got, case.problem, tensors)))
 
 
@@ -199,12 +197,37 @@ def judge_last(impl: Implementation, case: Case, direction: Direction, device: t
     """Run ``impl`` on a problem too large to judge whole, and judge the last key head of the last batch.
 
     That is where an offset that overflowed shows. The inputs are drawn on the device and nothing is copied, so that
-    memory is that of the implementation; out of memory passes through.
+    memory is that of the implementation. What it raises is told as by :func:`judge`; where there is no room for the
+    inputs or the oracle, ``torch.OutOfMemoryError`` passes through.
     """
     problem = case.problem
     tensors = make_tensors(case, device, draw_on=device)
-    got = run(impl, problem, tensors, direction)
+    try:
+        got = run(impl, problem, tensors, direction)
+    except Exception as error:
+        # The traceback outlives this call, and its frames, of which this is one, hold most of the device's memory.
+        del tensors
+        traceback.clear_frames(error.__traceback__)
+        return _ended(impl, case, direction, device, error)
     last = (problem.batch - 1, problem.kv_heads - 1)
     part, inputs = cut(problem, tensors, *last)
     results = {name: cut_result(problem, tensor, *last) for name, tensor in got.items()}
     return Verdict(impl.name, case, direction, str(device), tuple(judge_results(results, part, inputs)))
+
+
+def _ended(
+    impl: Implementation,
+    case: Case,
+    direction: Direction,
+    device: torch.device,
+    error: Exception,
+    warned: Iterable[str] = (),
+) -> Verdict:
+    """Return what an exception says of ``impl``; raises it again where that is that ``impl`` cannot run at all."""
+    if isinstance(error, Unavailable | NotDifferentiable):
+        raise error
+    if isinstance(error, WrongOutput):
+        return Verdict(impl.name, case, direction, str(device), broken=str(error))
+    sentence = f"raised {type(error).__name__}: {str(error).strip() or 'without a message'}"
+    sentence += "".join(f"\n  warned: {text}" for text in dict.fromkeys(warned))
+    return Verdict(impl.name, case, direction, str(device), broken=sentence, raised=error)

@@ -13,7 +13,7 @@ from attn_impls.problem import Direction, Problem
 from attn_impls.registry import discover
 from pytest_attn.correctness.case import Case
 from pytest_attn.correctness.claims import judge_claim
-from pytest_attn.correctness.judge import judge
+from pytest_attn.correctness.judge import Verdict, judge, judge_last
 from pytest_attn.correctness.properties import judge_property
 from pytest_attn.frames import own_frames
 from pytest_attn.isolation.description import describe
@@ -62,13 +62,12 @@ class Answers:
     def judge(self, impl: str, case: dict[str, Any], direction: str, device: str) -> dict[str, Any]:
         """Judge one case; returns a verdict's ``tensors``, ``broken`` and, as ``frames``, what was raised."""
         found = self._resolve(impl, device)
-        verdict = judge(found, Case.from_dict(case), Direction(direction), self._device)
-        self._give_back()
-        return {
-            "tensors": [dataclasses.asdict(tensor) for tensor in verdict.tensors],
-            "broken": verdict.broken,
-            "frames": _frames(verdict.raised),
-        }
+        return self._told(judge(found, Case.from_dict(case), Direction(direction), self._device))
+
+    def judge_last(self, impl: str, case: dict[str, Any], direction: str, device: str) -> dict[str, Any]:
+        """Judge the last key head of one case; returns a verdict's fields likewise."""
+        found = self._resolve(impl, device)
+        return self._told(judge_last(found, Case.from_dict(case), Direction(direction), self._device))
 
     def judge_property(self, impl: str, name: str, case: dict[str, Any], device: str) -> dict[str, Any] | None:
         """Check one property; returns a verdict's fields likewise, ``None`` outside the capabilities."""
@@ -110,6 +109,15 @@ class Answers:
     def resources(self, impl: str, device: str) -> dict[str, Any] | None:
         """Say what the compiled kernels of an implementation take."""
         return resources_of(self._resolve(impl, device))
+
+    def _told(self, verdict: Verdict) -> dict[str, Any]:
+        frames = _frames(verdict.raised)
+        self._give_back()
+        return {
+            "tensors": [dataclasses.asdict(tensor) for tensor in verdict.tensors],
+            "broken": verdict.broken,
+            "frames": frames,
+        }
 
     def _give_back(self) -> None:
         """Leave the device's memory to the other children, which have caches of their own."""

@@ -63,16 +63,14 @@ class Workers:
         A child that ends is a verdict: ``broken`` says how, with its last lines, and ``raised`` is the :class:`Ended`.
         What the implementation raised is a :class:`RemoteError` with its frames as text.
         """
-        verdict = Verdict(impl.name, case, direction, str(device))
-        try:
-            answer = self._of(impl).request(
-                "judge", impl=impl.name, case=case.to_dict(), direction=direction.value, device=str(device)
-            )
-        except Ended as end:
-            # Our own frames explain nothing.
-            return dataclasses.replace(verdict, broken=end.explain(), raised=end.with_traceback(None))
-        tensors = tuple(rebuild(TensorVerdict, tensor) for tensor in answer["tensors"])
-        return dataclasses.replace(verdict, tensors=tensors, broken=answer["broken"], raised=_raised(answer))
+        return self._verdict("judge", impl, case, direction, device)
+
+    def judge_last(self, impl: Implementation, case: Case, direction: Direction, device: torch.device) -> Verdict:
+        """Do as :func:`pytest_attn.correctness.judge.judge_last`, in the child of ``impl``.
+
+        Ends and exceptions are told as by :meth:`judge`; :class:`RemoteError` says that there was no room.
+        """
+        return self._verdict("judge_last", impl, case, direction, device)
 
     def judge_property(
         self, impl: Implementation, name: str, case: Case, device: torch.device
@@ -164,6 +162,20 @@ class Workers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _verdict(
+        self, request: str, impl: Implementation, case: Case, direction: Direction, device: torch.device
+    ) -> Verdict:
+        verdict = Verdict(impl.name, case, direction, str(device))
+        try:
+            answer = self._of(impl).request(
+                request, impl=impl.name, case=case.to_dict(), direction=direction.value, device=str(device)
+            )
+        except Ended as end:
+            # Our own frames explain nothing.
+            return dataclasses.replace(verdict, broken=end.explain(), raised=end.with_traceback(None))
+        tensors = tuple(rebuild(TensorVerdict, tensor) for tensor in answer["tensors"])
+        return dataclasses.replace(verdict, tensors=tensors, broken=answer["broken"], raised=_raised(answer))
 
     def _of(self, impl: Implementation) -> Worker:
         return self._workers.setdefault(impl.name, Worker(self.timeout))

@@ -4,11 +4,9 @@ They are listed, with the fault that each looks for, in ``pytest_attn/correctnes
 """
 
 import pytest
-import torch
 
 from attn_impls import Direction
 from pytest_attn.correctness.fixed import LARGE, fitted, fixed_cases
-from pytest_attn.correctness.judge import judge_last
 from pytest_attn.session import attn_session
 
 DIRECTIONS = pytest.mark.parametrize("direction", [Direction.FWD, Direction.BWD])
@@ -30,17 +28,11 @@ def test_fixed_cases(attn_impl, attn_check, direction, request):
 @pytest.mark.correctness
 @DIRECTIONS
 @pytest.mark.parametrize("size", LARGE)
-def test_offsets_beyond_32_bits(attn_impl, size, direction, request):
+def test_offsets_beyond_32_bits(attn_impl, attn_last_check, size, direction, request):
     if "large" not in request.config.getoption("markexpr"):
         pytest.skip("takes tens of GiB of device memory; run it with -m large")
-    session = attn_session(request.config)
-    if session.isolate:
-        pytest.skip("runs in this process, not with --attn-isolate")
-    case = fitted(LARGE[size], attn_impl.capabilities, session.device.type, direction)
+    device = attn_session(request.config).device
+    case = fitted(LARGE[size], attn_impl.capabilities, device.type, direction)
     if case is None:
         pytest.skip(f"the capabilities of {attn_impl.name} do not include it")
-    try:
-        verdict = judge_last(attn_impl, case, direction, session.device)
-    except torch.OutOfMemoryError as error:
-        pytest.skip(f"out of memory: {str(error).partition('.')[0]}")
-    assert verdict.ok, verdict.explain()
+    attn_last_check(case, direction)

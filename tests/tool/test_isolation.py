@@ -19,7 +19,7 @@ import torch
 from attn_impls import Direction, Implementation, Problem, Unavailable, UnknownImplementation, discover
 from attn_impls.adapt import from_reference
 from pytest_attn.correctness.case import Case
-from pytest_attn.correctness.judge import judge
+from pytest_attn.correctness.judge import judge, judge_last
 from pytest_attn.correctness.running import NotDifferentiable
 from pytest_attn.isolation import Died, RemoteError, TimedOut, Worker, Workers, settled
 from pytest_attn.isolation.description import describe, stand_in, unknown_stand_in
@@ -136,6 +136,9 @@ def test_a_verdict_is_the_one_of_this_process(workers: Workers, direction: Direc
     assert here.ok
     # Though it printed what looks like an answer.
     assert workers.judge(IMPL, case("print"), direction, CPU) == here
+    here = judge_last(from_reference("unruly:attention"), case("print"), direction, CPU)
+    assert here.ok
+    assert workers.judge_last(IMPL, case("print"), direction, CPU) == here
 
 
 def test_what_an_implementation_raises_comes_through(workers: Workers) -> None:
@@ -169,6 +172,8 @@ def test_a_death_is_a_verdict_and_the_next_request_gets_a_new_process(
     assert verdict.broken.partition("\n")[0] == sentence
     assert last in verdict.broken
     assert workers.judge(IMPL, case("right"), Direction.FWD, CPU).ok
+    last_head = workers.judge_last(IMPL, case(deed), Direction.FWD, CPU)
+    assert (last_head.broken or "").partition("\n")[0] == sentence
 
 
 def test_a_process_killed_in_its_second_request_leaves_nothing_behind(workers: Workers) -> None:
