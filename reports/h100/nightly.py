@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BOTH = (
     *("tiled-hopper", "tiled-overlap", "tiled-ws", "tiled-async", "triton", "tiled-torch", "naive"),
-    *("sdpa-cudnn", "sdpa-flash", "sdpa-efficient", "sdpa-math", "trimmed_flash:at_64_and_128"),
+    *("sdpa-cudnn", "sdpa-flash", "sdpa-efficient", "sdpa-math", "trimmed_flash:at_64_and_128", "flash-attn-4", "flex"),
 )
 FORWARD = (
     "tiled-wgmma",
