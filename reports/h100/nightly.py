@@ -4,8 +4,8 @@
 FOLDER, leaves out what has come to its end there, and prints the table of all logs; ``--table`` prints that alone.
 What is interrupted, takes an hour, or ends in another way than by tests that passed or failed, has a log that ends in
 ``.part``.
-A process takes about 5 minutes forward and 9 with gradients, where as many run as there are cores, and up to 5 GB of
-the GPU.
+A process takes about 5 minutes forward, 9 with gradients and 16 for cuDNN, where as many run as there are cores, and up
+to 5 GB of the GPU.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ FORWARD = (
     "tiled-wgmma",
     *(f"tiled-{name}" for name in ("mma", "global", "smem", "pad", "coalesced", "unroll", "regs")),
 )
+# Processes among which the tests of one run are divided, where a new shape costs seconds of compilation.
+DIVIDED = {"flex": 5, "flash-attn-4": 4}
 SUMMARY = re.compile(r"^(?:=+ )?((?:\d+ \w+(?:, )?)+) in [\d.]+s", re.MULTILINE)
 PASSED_OR_FAILED = (0, 1)  # pytest's exit status where it came to its end
 MOST_SECONDS = 3600
@@ -47,11 +49,12 @@ def run(folder: Path, name: str, seed: int) -> None:
         return
     plugin = () if "pytest_attn.plugin" in _installed_plugins() else ("-p", "pytest_attn.plugin")
     arguments = (*plugin, "--attn-device", "cuda", "--attn-impl", name, f"--hypothesis-seed={seed}", "-q")
+    divided = ("-n", str(DIVIDED[name]), "--maxschedchunk", "1") if name in DIVIDED else ()
     path = os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")])
     part = log.with_suffix(".part")
     with part.open("w") as output, contextlib.suppress(subprocess.TimeoutExpired):
         done = subprocess.run(
-            [sys.executable, *COMMAND, *arguments, "-p", "no:cacheprovider"],
+            [sys.executable, *COMMAND, *arguments, *divided, "-p", "no:cacheprovider"],
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=ROOT,
