@@ -87,24 +87,17 @@ def attn_last_check(request: pytest.FixtureRequest, attn_impl: Implementation) -
 
     Skips where the device has no room for it.
     """
-    from pytest_attn.correctness.judge import judge_last
-    from pytest_attn.perf.memory import is_out_of_memory
+    from pytest_attn.correctness.large import NoRoom, judge_last
 
     session = attn_session(request.config)
-
-    def skip_if_no_room(error: BaseException | None) -> None:
-        if error is not None and is_out_of_memory(error):
-            pytest.skip(f"out of memory: {str(error).partition('.')[0]}")
 
     def check(case: Case, direction: Direction) -> None:
         __tracebackhide__ = True
         judged = judge_last if session.workers is None else session.workers.judge_last
         try:
             verdict = _verdict(session, judged, attn_impl, case, direction)
-        except Exception as error:
-            skip_if_no_room(error)
-            raise
-        skip_if_no_room(verdict.raised)
+        except NoRoom as error:
+            pytest.skip(f"out of memory: {error}")
         session.judged(verdict)
         if not verdict.ok:
             _fail(session, verdict.explain(), verdict.raised, _repeat_test(request, attn_impl))
@@ -197,7 +190,10 @@ def _verdict(
         if impl.declared or impl.name in session.differentiable:
             raise
         pytest.skip(f"{error}, so its gradients are not checked")
-    if direction is not Direction.FWD:
+    except Exception as error:
+        session.end_if_device_is_lost(f"{impl.name} on {case.problem.id}: {type(error).__name__}: {error}")
+        raise
+    if direction is not Direction.FWD and verdict.broken is None:
         session.differentiable.add(impl.name)
     return verdict
 

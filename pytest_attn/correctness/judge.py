@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,7 +22,7 @@ from pytest_attn.correctness.running import (
     first_difference,
     run,
 )
-from pytest_attn.correctness.standard import cut, cut_result, judge_results
+from pytest_attn.correctness.standard import judge_results
 from pytest_attn.correctness.storage import storage_of
 
 # Beyond, an extra call to see whether it spoils an earlier one's results costs too much.
@@ -118,32 +117,58 @@ def judge(impl: Implementation, case: Case, direction: Direction, device: torch.
     deterministic, a second run must give the same bits. Where the problem is not large, one more forward call, on other
     values, comes before the backward pass: what earlier calls returned or keep for it must stay as it was.
 
-    Whatever the implementation raises is a verdict, not an exception; :class:`attn_impls.Unavailable`, which says
-    that it cannot run at all, passes through.
+    Whatever the implementation raises is a verdict, not an exception, but for :class:`attn_impls.Unavailable`, which
+    says that it cannot run at all, and :class:`.running.NotDifferentiable`, which pass through.
     """
     tensors = make_tensors(case, device)
     kept = tensors.kept()
     poison(tensors)
+
+    def results(tensors: Tensors) -> dict[str, torch.Tensor]:
+        with other_stream_busy(device), new_memory_is_nan(device):
+            later = case.problem.flops() <= _MOST_FLOPS_FOR_A_LATER_CALL
+            returned = run(impl, case.problem, tensors, direction, with_lse=True, later_call=later)
+        got = copies(returned)
+        if (what := tensors.changed_since(kept)) is not None:
+            raise WrongOutput(f"it changed {what}")
+        if impl.capabilities.deterministic:
+            again = run(impl, case.problem, tensors, direction, with_lse=True)
+            if (name := first_difference(got, again)) is not None:
+                raise WrongOutput(f"it claims to be deterministic, and two runs on the same inputs differ in {name}")
+            check_unchanged(returned, got)
+        return got
+
+    got = verdict_or_results(impl, case, direction, device, tensors, results)
+    if isinstance(got, Verdict):
+        return got
+    return Verdict(impl.name, case, direction, str(device), tuple(judge_results(got, case.problem, tensors)))
+
+
+def verdict_or_results(
+    impl: Implementation,
+    case: Case,
+    direction: Direction,
+    device: torch.device,
+    tensors: Tensors,
+    results: Callable[[Tensors], dict[str, torch.Tensor]],
+) -> Verdict | dict[str, torch.Tensor]:
+    """Return the ``results`` of ``impl`` on ``tensors``, or what the exception says of it that they end with.
+
+    Raises :class:`attn_impls.Unavailable` and :class:`.running.NotDifferentiable`, which are no verdicts.
+    """
     with warnings.catch_warnings(record=True) as warned:
         # A warning is not a wrong result, even where the user turns warnings into errors for tests of their own.
         warnings.simplefilter("always")
         try:
-            with other_stream_busy(device), new_memory_is_nan(device):
-                later = case.problem.flops() <= _MOST_FLOPS_FOR_A_LATER_CALL
-                returned = run(impl, case.problem, tensors, direction, with_lse=True, later_call=later)
-            got = copies(returned)
-            if (what := tensors.changed_since(kept)) is not None:
-                raise WrongOutput(f"it changed {what}")
-            if impl.capabilities.deterministic:
-                again = run(impl, case.problem, tensors, direction, with_lse=True)
-                if (name := first_difference(got, again)) is not None:
-                    raise WrongOutput(
-                        f"it claims to be deterministic, and two runs on the same inputs differ in {name}"
-                    )
-                check_unchanged(returned, got)
+            return results(tensors)
+        except (Unavailable, NotDifferentiable):
+            raise
+        except WrongOutput as error:
+            return Verdict(impl.name, case, direction, str(device), broken=str(error))
         except Exception as error:
-            return _ended(impl, case, direction, device, error, (str(w.message) for w in warned))
-    return Verdict(impl.name, case, direction, str(device), tuple(judge_results(got, case.problem, tensors)))
+            sentence = f"raised {type(error).__name__}: {str(error).strip() or 'without a message'}"
+            sentence += "".join(f"\n  warned: {text}" for text in dict.fromkeys(str(w.message) for w in warned))
+            return Verdict(impl.name, case, direction, str(device), broken=sentence, raised=error)
 
 
 def poison(tensors: Tensors) -> None:
@@ -191,43 +216,3 @@ def other_stream_busy(device: torch.device) -> Iterator[None]:
         yield
     finally:
         stream.synchronize()
-
-
-def judge_last(impl: Implementation, case: Case, direction: Direction, device: torch.device) -> Verdict:
-    """Run ``impl`` on a problem too large to judge whole, and judge the last key head of the last batch.
-
-    That is where an offset that overflowed shows. The inputs are drawn on the device and nothing is copied, so that
-    memory is that of the implementation. What it raises is told as by :func:`judge`; where there is no room for the
-    inputs or the oracle, ``torch.OutOfMemoryError`` passes through.
-    """
-    problem = case.problem
-    tensors = make_tensors(case, device, draw_on=device)
-    try:
-        got = run(impl, problem, tensors, direction)
-    except Exception as error:
-        # The traceback outlives this call, and its frames, of which this is one, hold most of the device's memory.
-        del tensors
-        traceback.clear_frames(error.__traceback__)
-        return _ended(impl, case, direction, device, error)
-    last = (problem.batch - 1, problem.kv_heads - 1)
-    part, inputs = cut(problem, tensors, *last)
-    results = {name: cut_result(problem, tensor, *last) for name, tensor in got.items()}
-    return Verdict(impl.name, case, direction, str(device), tuple(judge_results(results, part, inputs)))
-
-
-def _ended(
-    impl: Implementation,
-    case: Case,
-    direction: Direction,
-    device: torch.device,
-    error: Exception,
-    warned: Iterable[str] = (),
-) -> Verdict:
-    """Return what an exception says of ``impl``; raises it again where that is that ``impl`` cannot run at all."""
-    if isinstance(error, Unavailable | NotDifferentiable):
-        raise error
-    if isinstance(error, WrongOutput):
-        return Verdict(impl.name, case, direction, str(device), broken=str(error))
-    sentence = f"raised {type(error).__name__}: {str(error).strip() or 'without a message'}"
-    sentence += "".join(f"\n  warned: {text}" for text in dict.fromkeys(warned))
-    return Verdict(impl.name, case, direction, str(device), broken=sentence, raised=error)

@@ -103,7 +103,7 @@ def _wait(device: Any) -> None:
 
 
 def _failure(error: Exception) -> tuple[str, str]:
-    from pytest_attn.perf.memory import is_out_of_memory
+    from pytest_attn.out_of_memory import is_out_of_memory
 
     status = "oom" if is_out_of_memory(error) else "error"
     return status, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

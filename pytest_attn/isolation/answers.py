@@ -13,7 +13,8 @@ from attn_impls.problem import Direction, Problem
 from attn_impls.registry import discover
 from pytest_attn.correctness.case import Case
 from pytest_attn.correctness.claims import judge_claim
-from pytest_attn.correctness.judge import Verdict, judge, judge_last
+from pytest_attn.correctness.judge import Verdict, judge
+from pytest_attn.correctness.large import judge_last
 from pytest_attn.correctness.properties import judge_property
 from pytest_attn.frames import own_frames
 from pytest_attn.isolation.description import describe
@@ -65,7 +66,7 @@ class Answers:
         return self._told(judge(found, Case.from_dict(case), Direction(direction), self._device))
 
     def judge_last(self, impl: str, case: dict[str, Any], direction: str, device: str) -> dict[str, Any]:
-        """Judge the last key head of one case; returns a verdict's fields likewise."""
+        """Judge the last key head of one large case; returns a verdict's fields likewise."""
         found = self._resolve(impl, device)
         return self._told(judge_last(found, Case.from_dict(case), Direction(direction), self._device))
 
@@ -103,27 +104,27 @@ class Answers:
             torch.set_num_threads(threads)
         instruments = self._instruments_for(rebuild(Contract, contract))
         measured = measure_alone(found, Problem.from_dict(problem), Direction(direction), instruments)
-        self._give_back()
+        self.give_back()
         return {"record": measured.record.to_dict(), "durations": list(measured.durations)}
 
     def resources(self, impl: str, device: str) -> dict[str, Any] | None:
         """Say what the compiled kernels of an implementation take."""
         return resources_of(self._resolve(impl, device))
 
+    def give_back(self) -> None:
+        """Leave the device's memory to the other children, which have caches of their own."""
+        if self._device.type == "cuda" and devices.lost_device(self._device) is None:
+            gc.collect()
+            torch.cuda.empty_cache()
+
     def _told(self, verdict: Verdict) -> dict[str, Any]:
         frames = _frames(verdict.raised)
-        self._give_back()
+        self.give_back()
         return {
             "tensors": [dataclasses.asdict(tensor) for tensor in verdict.tensors],
             "broken": verdict.broken,
             "frames": frames,
         }
-
-    def _give_back(self) -> None:
-        """Leave the device's memory to the other children, which have caches of their own."""
-        if self._device.type == "cuda" and devices.lost_device(self._device) is None:
-            gc.collect()
-            torch.cuda.empty_cache()
 
     def _instruments_for(self, contract: Contract) -> Instruments:
         key = self._device, contract

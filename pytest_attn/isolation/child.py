@@ -54,5 +54,7 @@ def _answer(answering: Any, request: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         frames = "".join(traceback.format_tb(error.__traceback__))
         answer = {"raised": {"type": type(error).__name__, "message": str(error), "frames": frames}}
+    if "raised" in answer:
+        answering.give_back()  # only here: before, the error's frames held what the request took
     lost = answering.lost_device()
     return answer if lost is None else {"lost": lost}

@@ -22,6 +22,7 @@ from typing import IO, Any, Self
 
 from attn_impls.adapt import UnknownImplementation
 from attn_impls.implementation import Unavailable
+from pytest_attn.correctness.large import NoRoom
 from pytest_attn.correctness.running import NotDifferentiable
 from pytest_attn.perf.telemetry import RUN_PID
 
@@ -41,7 +42,7 @@ _TAIL_BYTES = 16384
 
 # Exceptions that say something about the implementation and come through as themselves.
 _PASSED: dict[str, type[Exception]] = {
-    cls.__name__: cls for cls in (Unavailable, UnknownImplementation, NotDifferentiable)
+    cls.__name__: cls for cls in (Unavailable, UnknownImplementation, NotDifferentiable, NoRoom)
 }
 
 
@@ -107,7 +108,7 @@ class Worker:
         Raises:
             Died: the child ended instead of answering.
             TimedOut: it was killed after ``timeout`` seconds.
-            Unavailable, UnknownImplementation, NotDifferentiable: raised in the child.
+            Unavailable, UnknownImplementation, NotDifferentiable, NoRoom: raised in the child.
             RemoteError: anything else that was raised in the child.
         """
         try:

@@ -66,9 +66,9 @@ class Workers:
         return self._verdict("judge", impl, case, direction, device)
 
     def judge_last(self, impl: Implementation, case: Case, direction: Direction, device: torch.device) -> Verdict:
-        """Do as :func:`pytest_attn.correctness.judge.judge_last`, in the child of ``impl``.
+        """Do as :func:`pytest_attn.correctness.large.judge_last`, in the child of ``impl``.
 
-        Ends and exceptions are told as by :meth:`judge`; :class:`RemoteError` says that there was no room.
+        Ends and exceptions are told as by :meth:`judge`.
         """
         return self._verdict("judge_last", impl, case, direction, device)
 

@@ -17,6 +17,8 @@ import torch
 from attn_impls.implementation import Implementation, Unavailable
 from attn_impls.problem import Direction, Problem
 from pytest_attn.correctness.running import NotDifferentiable, WrongOutput
+from pytest_attn.frames import forget_frames
+from pytest_attn.out_of_memory import is_out_of_memory
 from pytest_attn.perf.check import Checked, WrongResult, check, check_again, left_alone
 from pytest_attn.perf.contract import Contract
 from pytest_attn.perf.device import lost_device
@@ -25,13 +27,12 @@ from pytest_attn.perf.identity import RanAnother, check_identity, halves, identi
 from pytest_attn.perf.inputs import Inputs
 from pytest_attn.perf.instruments import Instruments
 from pytest_attn.perf.kineto import Flush, LostTrack, Round, StrayWork, Trace, trace
-from pytest_attn.perf.memory import is_out_of_memory
 from pytest_attn.perf.passes import memory_of, timed_round
 from pytest_attn.perf.peak import percent_of_peak
 from pytest_attn.perf.record import Record, Time
 from pytest_attn.perf.rounds import Turns, take_turns
 from pytest_attn.perf.stirring import Stirring
-from pytest_attn.perf.timers import HostBound, forget_frames, of_the_call
+from pytest_attn.perf.timers import HostBound, of_the_call
 from pytest_attn.text import TIMES, scaled
 
 _MOST_TRACED = 5

@@ -11,31 +11,6 @@ from pytest_attn.perf.profiler import profiling
 Step = Callable[[], object]
 
 
-# What RuntimeErrors say: of torch's allocator on a CPU, and of operators built on the stable C++ interface, which pass
-# on the text of torch's error.
-_NO_ROOM = ("DefaultCPUAllocator", "CUDA out of memory")
-# What our operators say where torch before 2.13 does not even tell them the text.
-_NOT_ALLOCATED = "could not allocate"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether ``error`` says that memory ran out, of a CUDA device or of the CPU's allocator."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in _NO_ROOM):
-        return True
-    return _NOT_ALLOCATED in str(error) and _device_answers()
-
-
-def _device_answers() -> bool:
-    """Tell whether CUDA still works: what a kernel did wrong shows in the next call, which may be an allocation."""
-    if not torch.cuda.is_initialized():
-        return True
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError:
-        return False
-    return True
-
-
 def peak_bytes(before: Step, measured: Step, device: torch.device) -> int:
     """Run ``before`` then ``measured`` and return the most bytes allocated during ``measured``.
 

@@ -10,9 +10,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from statistics import median
 
+from pytest_attn.frames import forget_frames
 from pytest_attn.perf.contract import Contract
 from pytest_attn.perf.spread import half_width
-from pytest_attn.perf.timers import Source, forget_frames, of_the_call
+from pytest_attn.perf.timers import Source, of_the_call
 
 _LARGEST_BATCH = 16
 _WARM_UP_SHARE = 4

@@ -23,18 +23,6 @@ def of_the_call(error: BaseException) -> bool:
     return not isinstance(error, KeyboardInterrupt | GeneratorExit) and type(error).__qualname__ != "Exit"
 
 
-def forget_frames(error: BaseException) -> None:
-    """Drop the tracebacks of ``error`` and of what led to it: the locals of their frames are tensors."""
-    rest: list[BaseException | None] = [error]
-    seen: set[int] = set()
-    while rest:
-        each = rest.pop()
-        if each is not None and id(each) not in seen:
-            seen.add(id(each))
-            each.__traceback__ = None
-            rest += [each.__cause__, each.__context__]
-
-
 class Source(Protocol):
     """Rounds of one implementation, so that several can take turns."""
 

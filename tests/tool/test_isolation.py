@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,9 +20,10 @@ import torch
 from attn_impls import Direction, Implementation, Problem, Unavailable, UnknownImplementation, discover
 from attn_impls.adapt import from_reference
 from pytest_attn.correctness.case import Case
-from pytest_attn.correctness.judge import judge, judge_last
+from pytest_attn.correctness.judge import judge
+from pytest_attn.correctness.large import judge_last
 from pytest_attn.correctness.running import NotDifferentiable
-from pytest_attn.isolation import Died, RemoteError, TimedOut, Worker, Workers, settled
+from pytest_attn.isolation import Died, RemoteError, TimedOut, Worker, Workers, child, settled
 from pytest_attn.isolation.description import describe, stand_in, unknown_stand_in
 from pytest_attn.perf.contract import contract_for
 from tests.tool.nested import KERNELS, ROOT, repeat_commands, run, said
@@ -252,6 +254,26 @@ def test_a_measurement_is_a_record_and_so_is_a_death(workers: Workers) -> None:
     assert died.record.reason == "the process ended by signal 11 (SIGSEGV)"
     assert died.record.contract == contract.id
     assert died.durations == ()
+
+
+def test_memory_is_given_back_after_an_error_whose_frames_are_gone() -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+    given_back = []
+
+    class Answering:
+        def fail(self) -> None:
+            large = torch.zeros(3)
+            held.append(weakref.ref(large))
+            raise ValueError("exploded")
+
+        def give_back(self) -> None:
+            given_back.append([ref() for ref in held])
+
+        def lost_device(self) -> None: ...
+
+    answer = child._answer(Answering(), {"name": "fail", "arguments": {}})
+    assert answer["raised"]["message"] == "exploded"
+    assert given_back == [[None]]
 
 
 def test_what_compiled_kernels_take_is_asked_of_a_process(workers: Workers) -> None:

@@ -1,12 +1,189 @@
-"""Problems too large to judge whole: what becomes of a wrong one, a lack of memory, a crash, in the suite's run."""
+"""Problems too large to judge whole: what becomes of a wrong one, a lack of memory, a crash, a warning."""
 
 from __future__ import annotations
 
-import pytest
+import gc
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
+import pytest
+import torch
+
+from attn_impls import Unavailable, as_implementation
+from attn_impls.naive import naive
+from attn_impls.problem import CAUSAL, Direction, Problem
+from pytest_attn.correctness import large
+from pytest_attn.correctness.case import Case
+from pytest_attn.correctness.judge import Verdict
+from pytest_attn.correctness.large import NoRoom, judge_last
+from pytest_attn.correctness.running import NotDifferentiable
 from tests.tool.nested import KERNELS, ROOT, repeat_commands, run, said
+from tests.tool.nested import torch_is_whole as torch_is_whole
 
 pytest_plugins = ["pytester"]
+
+CPU = torch.device("cpu")
+PROBLEM = Problem(3, 4, 2, 33, 40, 16, "bf16", CAUSAL)
+
+
+def judged(attention: Callable[..., torch.Tensor], direction: Direction = Direction.FWD) -> Verdict:
+    return judge_last(as_implementation(attention, "mine"), Case(PROBLEM), direction, CPU)
+
+
+@pytest.mark.parametrize("direction", [Direction.FWD, Direction.BWD])
+def test_the_last_key_head_stands_for_a_large_problem(direction: Direction) -> None:
+    assert judge_last(naive, Case(PROBLEM), direction, CPU).ok
+
+    def spoil(batch: int) -> Verdict:
+        def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
+            keep = torch.ones(q.shape[0], 1, 1, 1)
+            keep[batch] = 0
+            out: torch.Tensor = naive(q, k, v, problem) * keep.to(q.dtype)
+            return out
+
+        return judged(attention, direction)
+
+    assert spoil(0).ok
+    assert not spoil(2).ok
+
+
+Held = list[weakref.ref[torch.Tensor]]
+
+
+def raise_alone(error: Exception) -> NoReturn:
+    raise error
+
+
+def raise_holding(held: Held, error: Exception) -> NoReturn:
+    matrix = torch.zeros(3)
+    held.append(weakref.ref(matrix))
+    raise error
+
+
+def raise_from(held: Held, error: Exception) -> NoReturn:
+    try:
+        raise_holding(held, KeyError("first"))
+    except KeyError as first:
+        raise error from first
+
+
+def raise_within(held: Held, error: Exception) -> NoReturn:
+    try:
+        raise_holding(held, KeyError("first"))
+    except KeyError:
+        raise error  # noqa: B904
+
+
+def raise_in_group(held: Held, error: Exception) -> NoReturn:
+    caught: list[Exception] = []
+    try:
+        raise_holding(held, error)
+    except type(error) as first:
+        caught.append(first)
+    raise ExceptionGroup("several", caught)
+
+
+RAISES = pytest.mark.parametrize("how", [raise_holding, raise_from, raise_within, raise_in_group])
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    """References to tensors that must be gone, though nobody collects garbage: CUDA's allocator does not."""
+    gc.disable()
+    yield []
+    gc.enable()
+
+
+def failing(held: Held, fail: Callable[[], None]) -> Callable[..., torch.Tensor]:
+    def inner(scores: torch.Tensor) -> None:
+        held.append(weakref.ref(scores))
+        fail()
+
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
+        held.append(weakref.ref(q))
+        inner(q @ k.new_ones(k.shape[-1], 3))
+        return q
+
+    return attention
+
+
+@RAISES
+def test_what_is_raised_is_a_verdict_that_holds_no_memory(held: Held, how: Callable[[Held, Exception], None]) -> None:
+    found = judged(failing(held, lambda: how(held, ValueError("kernel exploded"))))
+    assert found.broken is not None
+    assert found.broken.startswith("raised ")
+    assert found.raised is not None
+    assert found.raised.__traceback__ is not None  # for the report
+    assert [ref() for ref in held] == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 12.50 GiB. GPU 0 has 1 GiB free."),
+        torch.OutOfMemoryError("Allocation on device 0 would exceed allowed memory."),
+        MemoryError("no room"),
+        RuntimeError("could not allocate 268435456 bytes"),
+    ],
+    ids=str,
+)
+def test_a_lack_of_memory_is_no_verdict(held: Held, error: Exception) -> None:
+    with pytest.raises(NoRoom) as raised:
+        judged(failing(held, lambda: raise_alone(error)))
+    assert str(raised.value) == f"{type(error).__name__}: {str(error).partition(' GPU')[0]}"
+    assert [ref() for ref in held] == [None, None]
+
+
+@pytest.mark.parametrize("name", ["make_tensors", "judge_results"])
+def test_nor_is_that_of_the_inputs_or_the_oracle(held: Held, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 12.50 GiB. GPU 0 has 1 GiB free.")
+
+    def full(*_: object, **__: object) -> None:
+        raise_holding(held, error)
+
+    monkeypatch.setattr(large, name, full)
+    with pytest.raises(NoRoom, match=r"^OutOfMemoryError: CUDA out of memory. Tried to allocate 12.50 GiB.$"):
+        judge_last(naive, Case(PROBLEM), Direction.FWD, CPU)
+    assert [ref() for ref in held] == [None]
+
+
+def test_another_error_of_the_oracle_is_not_the_implementations(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large, "judge_results", lambda *_: raise_holding(held, ValueError("a bug of ours")))
+    with pytest.raises(ValueError, match=r"^a bug of ours$"):
+        judge_last(naive, Case(PROBLEM), Direction.FWD, CPU)
+    assert [ref() for ref in held] == [None]
+
+
+def test_what_a_kernel_did_wrong_shows_where_its_implementation_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA tells it at the next call that waits, which must not be one of the oracle's."""
+    sentence = "CUDA error: an illegal memory access was encountered"
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: raise_alone(RuntimeError(sentence)))
+    large._wait_for(CPU)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        large._wait_for(torch.device("cuda"))
+    monkeypatch.setattr(large, "_wait_for", lambda device: raise_alone(RuntimeError(sentence)))
+    assert judge_last(naive, Case(PROBLEM), Direction.FWD, CPU).broken == f"raised RuntimeError: {sentence}"
+
+
+def test_what_cannot_run_at_all_passes_through() -> None:
+    with pytest.raises(Unavailable, match=r"^no compiler$"):
+        judged(lambda *_: raise_alone(Unavailable("no compiler")))  # type: ignore[arg-type, return-value]
+    with pytest.raises(NotDifferentiable):
+        judged(lambda q, k, v, problem: naive(q, k, v, problem).detach(), Direction.BWD)
+
+
+def test_a_warning_is_not_a_wrong_result() -> None:
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
+        warnings.warn("slow here", stacklevel=2)
+        out: torch.Tensor = naive(q, k, v, problem)
+        return out
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert judged(attention).ok
+
 
 # As the suite's, of a size that any machine holds.
 LAST = """
@@ -34,6 +211,18 @@ def no_room(q, k, v):
 
 def crash(q, k, v):
     os.abort()
+
+rounds = []
+
+def breaks_once(q, k, v):
+    rounds.append(q.requires_grad)
+    if len(rounds) == 2:
+        raise ValueError("kernel exploded")
+    return right(q, k, v).detach()
+
+def lose(q, k, v):
+    open("lost", "w").close()
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
 """
 
 
@@ -70,6 +259,7 @@ def test_a_lack_of_memory_is_skipped_and_all_else_that_goes_wrong_fails(
     wrong = (*crash, "mykernels:raising", "more:last_batch")
     failed = {f"{name}-{direction}": "FAILED" for name in wrong for direction in ("fwd", "bwd")}
     assert outcomes(result) == failed | {f"mykernels:plain-{direction}": "PASSED" for direction in ("fwd", "bwd")}
+    result.stdout.re_match_lines_random([rf"{name}( +\S+){{5}} +2  .+" for name in wrong])  # rows of the summary
     text = said(result)
     assert "out of memory: " in text
     assert "could not allocate 268435456 bytes" in text
@@ -90,3 +280,35 @@ def test_gradients_of_what_declares_none_are_skipped(nested: pytest.Pytester) ->
     result = run(nested, "--attn-device=cpu", "--attn-impl=more:no_gradient", "-rs")
     result.assert_outcomes(passed=1, skipped=1)
     assert "so its gradients are not checked" in said(result)
+
+
+def test_what_was_raised_does_not_tell_that_there_are_gradients(nested: pytest.Pytester) -> None:
+    (nested.path / "test_more.py").write_text(LAST)
+    result = run(nested, "--attn-device=cpu", "--attn-impl=more:breaks_once", "-rs")
+    result.assert_outcomes(passed=2, failed=1, skipped=1)
+    text = said(result)
+    assert "raised ValueError: kernel exploded" in text
+    assert "so its gradients are not checked" in text
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["told at once", "told while judging"])
+def test_a_lost_device_ends_the_run_where_it_was_lost(
+    nested: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    def lost_device(device: object) -> str | None:
+        return "illegal address" if (nested.path / "lost").exists() else None
+
+    def judge_results(*_: object) -> None:
+        (nested.path / "lost").touch()
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("pytest_attn.perf.device.lost_device", lost_device)
+    if late:
+        monkeypatch.setattr(large, "judge_results", judge_results)
+    name = "mykernels:plain" if late else "more:lose"
+    result = run(nested, "--attn-device=cpu", f"--attn-impl={name}", "--attn-impl=mykernels:right")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    text = said(result)
+    assert "the CUDA device is unusable (illegal address) after this:" in text
+    assert f"{name} " in text.partition("after this:")[2]
+    assert "mykernels:right is wrong" not in text

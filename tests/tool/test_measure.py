@@ -15,9 +15,9 @@ import torch
 from attn_impls import Capabilities, Implementation, Unavailable, as_implementation
 from attn_impls.naive import naive
 from attn_impls.problem import CAUSAL, Direction, Problem
+from pytest_attn.out_of_memory import is_out_of_memory
 from pytest_attn.perf import check
 from pytest_attn.perf.measure import measure, measure_alone
-from pytest_attn.perf.memory import is_out_of_memory
 from pytest_attn.perf.record import Record
 from pytest_attn.perf.spread import half_width
 from pytest_attn.perf.timers import HostBound
@@ -285,17 +285,38 @@ def test_an_empty_batch_is_measured() -> None:
     assert (record.status, record.accuracy) == ("ok", None)
 
 
-def test_out_of_memory_is_told_from_other_errors() -> None:
-    assert is_out_of_memory(torch.OutOfMemoryError("x"))
-    assert is_out_of_memory(MemoryError())
-    assert is_out_of_memory(RuntimeError("could not allocate 1024 bytes"))
-    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("x"),
+        MemoryError(),
+        RuntimeError("could not allocate 1024 bytes"),
+        RuntimeError("aoti_torch_empty failed: CUDA out of memory. Tried to allocate 12.50 GiB. GPU 0 has 1 GiB free."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ],
+    ids=str,
+)
+def test_out_of_memory_is_told_from_other_errors(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_out_of_memory(error)
 
-
-def test_an_allocation_that_fails_after_a_crash_is_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def crashed() -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", crashed)
-    assert not is_out_of_memory(RuntimeError("could not allocate 1024 bytes"))
+    assert not is_out_of_memory(error)  # an allocation that fails after a crash is no lack of memory
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: an illegal memory access was encountered",
+        "an illegal memory access was encountered; CUDA out of memory was handled before",
+        "could not allocate shared memory",
+        "triton: could not allocate 300 bytes of shared memory",
+    ],
+)
+def test_other_errors_are_no_lack_of_memory(text: str) -> None:
+    assert not is_out_of_memory(RuntimeError(text))

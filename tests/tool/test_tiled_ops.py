@@ -14,7 +14,7 @@ import torch
 from attn_impls.problem import CAUSAL, FULL, Mask, Problem
 from attn_impls.tiled import CPU, SEQ, ops, tiled_cpu
 from attn_impls.tiled.ops import Family
-from pytest_attn.perf.memory import is_out_of_memory
+from pytest_attn.out_of_memory import is_out_of_memory
 
 FAMILIES = pytest.mark.parametrize("family", [SEQ, CPU], ids=lambda family: family.name)
 

@@ -1,0 +1,69 @@
+"""Judge a problem that is too large to judge whole by its last key head."""
+
+from __future__ import annotations
+
+import torch
+
+from attn_impls.implementation import Implementation
+from attn_impls.problem import Direction
+from pytest_attn.correctness.case import Case, Tensors, make_tensors
+from pytest_attn.correctness.judge import Verdict, verdict_or_results
+from pytest_attn.correctness.running import run
+from pytest_attn.correctness.standard import cut, cut_result, judge_results
+from pytest_attn.frames import empty_frames
+from pytest_attn.out_of_memory import is_out_of_memory
+
+
+class NoRoom(Exception):
+    """Memory does not hold a problem: its inputs, what an implementation takes for it, or the oracle."""
+
+
+def judge_last(impl: Implementation, case: Case, direction: Direction, device: torch.device) -> Verdict:
+    """Run ``impl`` on ``case`` and judge the last key head of the last batch.
+
+    That is where an offset that overflowed shows. The inputs are drawn on the device and nothing is copied, so that
+    memory is that of the implementation. What it raises is a verdict, as by :func:`.judge.judge`.
+
+    Raises:
+        NoRoom: out of memory.
+        Unavailable: the implementation says that it cannot run at all.
+        NotDifferentiable: its output has no gradient.
+    """
+    try:
+        verdict = _judge_last(impl, case, direction, device)
+        error = verdict.raised
+    except Exception as raised:
+        empty_frames(raised)
+        if not is_out_of_memory(raised):
+            raise
+        error = raised
+    if error is not None:
+        empty_frames(error)
+        if is_out_of_memory(error):
+            raise NoRoom(f"{type(error).__name__}: {str(error).partition(' GPU ')[0]}")
+    return verdict
+
+
+def _judge_last(impl: Implementation, case: Case, direction: Direction, device: torch.device) -> Verdict:
+    problem = case.problem
+    tensors = make_tensors(case, device, draw_on=device)
+
+    # Not a closure over the inputs: a traceback keeps the function of each frame, and that what it closes over.
+    def results(tensors: Tensors) -> dict[str, torch.Tensor]:
+        got = run(impl, problem, tensors, direction)
+        _wait_for(device)
+        return got
+
+    got = verdict_or_results(impl, case, direction, device, tensors, results)
+    if isinstance(got, Verdict):
+        return got
+    last = (problem.batch - 1, problem.kv_heads - 1)
+    part, inputs = cut(problem, tensors, *last)
+    verdicts = judge_results({name: cut_result(problem, each, *last) for name, each in got.items()}, part, inputs)
+    return Verdict(impl.name, case, direction, str(device), tuple(verdicts))
+
+
+def _wait_for(device: torch.device) -> None:
+    """Let what a kernel did wrong show now, where the implementation is known."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
