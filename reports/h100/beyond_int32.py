@@ -8,8 +8,11 @@ is an implementation's. Nothing of the suite takes part, and an implementation i
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script from anywhere
 
 from attn_impls import Implementation, Problem, discover
 from attn_impls.problem import CAUSAL, FULL, Mask
@@ -60,5 +63,7 @@ def look(impl: Implementation, problem: Problem) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: beyond_int32.py NAME")
     for each in PROBLEMS:
         print(look(discover().resolve(sys.argv[1]), each), flush=True)
