@@ -193,7 +193,7 @@ def _verdict(
     except Exception as error:
         session.end_if_device_is_lost(f"{impl.name} on {case.problem.id}: {type(error).__name__}: {error}")
         raise
-    if direction is not Direction.FWD and verdict.broken is None:
+    if direction is not Direction.FWD:
         session.differentiable.add(impl.name)
     return verdict
 

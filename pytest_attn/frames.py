@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import os
 import traceback
@@ -25,25 +24,24 @@ def own_frames(error: BaseException) -> str:
     return "".join(traceback.format_list(frames[first:]))
 
 
-def empty_frames(error: BaseException) -> None:
-    """Let go of the locals in all frames of ``error`` and of what led to it, which are tensors; its lines stay.
+class ErrorAsText(Exception):
+    """Something that was raised, without its traceback.
 
-    An error may outlive the call by far: pytest keeps it for its report, Python as the last one.
+    Attributes:
+        frames: the implementation's frames, as :func:`own_frames` gives them.
     """
-    for each in _with_causes(error):
-        if each.__traceback__ is None:
-            continue
-        traceback.clear_frames(each.__traceback__)
-        # A frame keeps its caller's alive, too, though that has returned since and is not part of the traceback.
-        caller = each.__traceback__.tb_frame.f_back
-        with contextlib.suppress(RuntimeError):  # the first that is still running, as are all its callers
-            while caller is not None:
-                caller.clear()
-                caller = caller.f_back
+
+    def __init__(self, message: str, frames: str = "") -> None:
+        super().__init__(message)
+        self.frames = frames
 
 
 def forget_frames(error: BaseException) -> None:
-    """Drop the tracebacks of ``error`` and of what led to it, with the frames that are still running."""
+    """Drop the tracebacks of ``error`` and of what led to it: the locals of their frames are tensors.
+
+    Not only empty them: a frame keeps its function, with all that it closes over, and its caller, even one that has
+    returned. And one that waits is somebody's generator, which would be closed.
+    """
     for each in _with_causes(error):
         each.__traceback__ = None
 

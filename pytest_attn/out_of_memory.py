@@ -6,14 +6,15 @@ import re
 
 import torch
 
-# What errors say that are of no type of their own: torch's allocator on a CPU; operators built on the stable C++
-# interface, which pass on the text of torch's error, or, of ours, say it themselves, as torch before 2.13 does not even
-# tell them the text; a kernel's own cudaMalloc, checked by torch or by Triton.
+# What errors say that are of no type of their own.
 _NO_ROOM = re.compile(
-    r"DefaultCPUAllocator: "
-    r"|CUDA out of memory\. Tried to allocate "
-    r"|^could not allocate \d+ bytes"
-    r"|^(?:CUDA error|Triton Error \[CUDA\]): out of memory"
+    r"DefaultCPUAllocator: "  # torch's allocator on a CPU
+    r"|^std::bad_alloc$"
+    r"|CUDA out of memory\. Tried to allocate "  # operators on the stable C++ interface, passing torch's text on
+    r"|could not allocate \d+ bytes$"  # ours, which torch before 2.13 does not even tell the text
+    r"|CUDA (?:driver )?error: out of memory|Triton Error \[CUDA\]: out of memory| failed: out of memory$"  # cudaMalloc
+    r"|CU(?:BLAS|DNN)_STATUS_\w*ALLOC\w*_FAILED",  # handles and workspaces
+    re.MULTILINE,
 )
 
 
@@ -23,8 +24,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     To be asked in the process where it was raised: what a kernel did wrong shows in the next call, which may be an
     allocation, and then CUDA does not work any more.
     """
-    of_type = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return (of_type or _NO_ROOM.search(str(error)) is not None) and _device_answers()
+    return says_no_room(error) and _device_answers()
+
+
+def says_no_room(error: BaseException) -> bool:
+    """Tell whether ``error`` reads like a lack of memory, whatever led to it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_ROOM.search(str(error)) is not None
 
 
 def _device_answers() -> bool:
@@ -32,6 +37,6 @@ def _device_answers() -> bool:
         return True
     try:
         torch.cuda.synchronize()
-    except RuntimeError:
-        return False
+    except RuntimeError as error:
+        return says_no_room(error)
     return True

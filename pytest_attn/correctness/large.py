@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from attn_impls.implementation import Implementation
+from attn_impls.implementation import Implementation, Unavailable
 from attn_impls.problem import Direction
 from pytest_attn.correctness.case import Case, Tensors, make_tensors
 from pytest_attn.correctness.judge import Verdict, verdict_or_results
-from pytest_attn.correctness.running import run
+from pytest_attn.correctness.running import NotDifferentiable, run
 from pytest_attn.correctness.standard import cut, cut_result, judge_results
-from pytest_attn.frames import empty_frames
+from pytest_attn.frames import ErrorAsText, forget_frames, own_frames
 from pytest_attn.out_of_memory import is_out_of_memory
 
 
@@ -22,7 +24,8 @@ def judge_last(impl: Implementation, case: Case, direction: Direction, device: t
     """Run ``impl`` on ``case`` and judge the last key head of the last batch.
 
     That is where an offset that overflowed shows. The inputs are drawn on the device and nothing is copied, so that
-    memory is that of the implementation. What it raises is a verdict, as by :func:`.judge.judge`.
+    memory is that of the implementation. What it raises is a verdict, as by :func:`.judge.judge`, with an
+    :class:`.ErrorAsText`.
 
     Raises:
         NoRoom: out of memory.
@@ -31,24 +34,35 @@ def judge_last(impl: Implementation, case: Case, direction: Direction, device: t
     """
     try:
         verdict = _judge_last(impl, case, direction, device)
-        error = verdict.raised
-    except Exception as raised:
-        empty_frames(raised)
-        if not is_out_of_memory(raised):
+    except (Unavailable, NotDifferentiable) as error:
+        forget_frames(error)
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
-        error = raised
-    if error is not None:
-        empty_frames(error)
-        if is_out_of_memory(error):
-            raise NoRoom(f"{type(error).__name__}: {str(error).partition(' GPU ')[0]}")
-    return verdict
+        reason = _forgotten(error)
+    else:
+        if verdict.raised is None:
+            return verdict
+        if not is_out_of_memory(verdict.raised):
+            as_text = ErrorAsText(str(verdict.broken), own_frames(verdict.raised))
+            forget_frames(verdict.raised)
+            return replace(verdict, raised=as_text)
+        reason = _forgotten(verdict.raised)
+    raise NoRoom(reason)
+
+
+def _forgotten(error: BaseException) -> str:
+    """Return what an error says in a line, and let go of what its frames hold: most of the device's memory."""
+    forget_frames(error)
+    said, _, _ = str(error).partition("\n")
+    return f"{type(error).__name__}: {said.partition(' GPU ')[0]}"
 
 
 def _judge_last(impl: Implementation, case: Case, direction: Direction, device: torch.device) -> Verdict:
     problem = case.problem
     tensors = make_tensors(case, device, draw_on=device)
 
-    # Not a closure over the inputs: a traceback keeps the function of each frame, and that what it closes over.
     def results(tensors: Tensors) -> dict[str, torch.Tensor]:
         got = run(impl, problem, tensors, direction)
         _wait_for(device)

@@ -1,4 +1,4 @@
-"""What a child can be asked: each public method of :class:`Answers` is a request, by its name."""
+"""What a child can be asked: a request is a public method of :class:`Answers`, by its name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pytest_attn.correctness.claims import judge_claim
 from pytest_attn.correctness.judge import Verdict, judge
 from pytest_attn.correctness.large import judge_last
 from pytest_attn.correctness.properties import judge_property
-from pytest_attn.frames import own_frames
+from pytest_attn.frames import ErrorAsText, own_frames
 from pytest_attn.isolation.description import describe
 from pytest_attn.isolation.plain import rebuild
 from pytest_attn.perf import device as devices
@@ -143,4 +143,6 @@ class Answers:
 
 
 def _frames(error: BaseException | None) -> str | None:
+    if isinstance(error, ErrorAsText):
+        return error.frames
     return None if error is None else own_frames(error)

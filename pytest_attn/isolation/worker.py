@@ -24,6 +24,7 @@ from attn_impls.adapt import UnknownImplementation
 from attn_impls.implementation import Unavailable
 from pytest_attn.correctness.large import NoRoom
 from pytest_attn.correctness.running import NotDifferentiable
+from pytest_attn.frames import ErrorAsText
 from pytest_attn.perf.telemetry import RUN_PID
 
 # The child's first statement: sys.path must be the parent's before anything of ours can be imported.
@@ -72,12 +73,8 @@ class TimedOut(Ended):
     """The child took longer than the timeout and was killed."""
 
 
-class RemoteError(Exception):
-    """The child raised something unexpected; ``frames`` is its traceback as text."""
-
-    def __init__(self, message: str, frames: str = "") -> None:
-        super().__init__(message)
-        self.frames = frames
+class RemoteError(ErrorAsText):
+    """The child raised something unexpected."""
 
 
 class Worker:

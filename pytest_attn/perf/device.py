@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from pytest_attn.out_of_memory import says_no_room
+
 
 def pick_device(name: str) -> torch.device:
     """Return the device for ``auto``, ``cpu``, ``cuda`` or ``cuda:i``; ``auto`` is CUDA where there is one.
@@ -40,7 +42,8 @@ def lost_device(device: torch.device) -> str | None:
     try:
         torch.cuda.synchronize(device)
     except RuntimeError as error:
-        return str(error).partition("\n")[0]
+        # A device that is full, perhaps of other processes' tensors, may not even have room for a context.
+        return None if says_no_room(error) else str(error).partition("\n")[0]
     return None
 
 

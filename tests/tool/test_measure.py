@@ -17,6 +17,7 @@ from attn_impls.naive import naive
 from attn_impls.problem import CAUSAL, Direction, Problem
 from pytest_attn.out_of_memory import is_out_of_memory
 from pytest_attn.perf import check
+from pytest_attn.perf import device as device_module
 from pytest_attn.perf.measure import measure, measure_alone
 from pytest_attn.perf.record import Record
 from pytest_attn.perf.spread import half_width
@@ -293,7 +294,11 @@ def test_an_empty_batch_is_measured() -> None:
         RuntimeError("could not allocate 1024 bytes"),
         RuntimeError("aoti_torch_empty failed: CUDA out of memory. Tried to allocate 12.50 GiB. GPU 0 has 1 GiB free."),
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
-        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("RuntimeError: could not allocate 1024 bytes\nException raised from"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("cudaMallocAsync failed: out of memory"),
         RuntimeError("Triton Error [CUDA]: out of memory"),
     ],
     ids=str,
@@ -315,8 +320,19 @@ def test_out_of_memory_is_told_from_other_errors(error: BaseException, monkeypat
         "CUDA error: an illegal memory access was encountered",
         "an illegal memory access was encountered; CUDA out of memory was handled before",
         "could not allocate shared memory",
+        "could not allocate 300 bytes of shared memory",
         "triton: could not allocate 300 bytes of shared memory",
     ],
 )
 def test_other_errors_are_no_lack_of_memory(text: str) -> None:
     assert not is_out_of_memory(RuntimeError(text))
+
+
+def test_a_device_without_room_for_a_context_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", full)
+    assert is_out_of_memory(torch.OutOfMemoryError("x"))
+    assert device_module.lost_device(torch.device("cuda")) is None
