@@ -73,7 +73,6 @@ def attn_check(request: pytest.FixtureRequest, attn_impl: Implementation) -> Che
         _fail_if_settled(session)
         judged = judge if session.workers is None else session.workers.judge
         verdict = _verdict(session, judged, attn_impl, case, direction)
-        session.judged(verdict)
         if not verdict.ok:
             command = repeat_command(request.config, attn_impl, case, direction)
             _fail(session, verdict.explain(), verdict.raised, command)
@@ -98,7 +97,6 @@ def attn_last_check(request: pytest.FixtureRequest, attn_impl: Implementation) -
             verdict = _verdict(session, judged, attn_impl, case, direction)
         except NoRoom as error:
             pytest.skip(f"out of memory: {error}")
-        session.judged(verdict)
         if not verdict.ok:
             _fail(session, verdict.explain(), verdict.raised, _repeat_test(request, attn_impl))
 
@@ -177,7 +175,7 @@ def attn_claim_check(request: pytest.FixtureRequest, attn_impl: Implementation) 
 def _verdict(
     session: AttnSession, judged: Callable[..., Verdict], impl: Implementation, case: Case, direction: Direction
 ) -> Verdict:
-    """Return what ``judged`` finds, or skip or fail the test where ``impl`` cannot run at all."""
+    """Return what ``judged`` finds, for the summary too, or skip or fail the test where ``impl`` cannot run at all."""
     from pytest_attn.correctness.running import NotDifferentiable
 
     __tracebackhide__ = True
@@ -195,6 +193,7 @@ def _verdict(
         raise
     if direction is not Direction.FWD:
         session.differentiable.add(impl.name)
+    session.judged(verdict)
     return verdict
 
 

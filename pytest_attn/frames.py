@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest_attn
@@ -42,17 +41,12 @@ def forget_frames(error: BaseException) -> None:
     Not only empty them: a frame keeps its function, with all that it closes over, and its caller, even one that has
     returned. And one that waits is somebody's generator, which would be closed.
     """
-    for each in _with_causes(error):
-        each.__traceback__ = None
-
-
-def _with_causes(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
     rest: list[BaseException | None] = [error]
+    seen: set[int] = set()
     while rest:
         each = rest.pop()
         if each is not None and id(each) not in seen:
             seen.add(id(each))
-            yield each
+            each.__traceback__ = None
             within = each.exceptions if isinstance(each, BaseExceptionGroup) else ()
             rest += [each.__cause__, each.__context__, *within]

@@ -24,19 +24,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     To be asked in the process where it was raised: what a kernel did wrong shows in the next call, which may be an
     allocation, and then CUDA does not work any more.
     """
-    return says_no_room(error) and _device_answers()
+    return _says_no_room(error) and (not torch.cuda.is_initialized() or cuda_error() is None)
 
 
-def says_no_room(error: BaseException) -> bool:
-    """Tell whether ``error`` reads like a lack of memory, whatever led to it."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_ROOM.search(str(error)) is not None
+def cuda_error(device: torch.device | None = None) -> str | None:
+    """Return the first line of the error that has left ``device``, or the current one, unusable, or ``None``.
 
-
-def _device_answers() -> bool:
-    if not torch.cuda.is_initialized():
-        return True
+    A lack of memory is none: a device that is full, perhaps of other processes' tensors, may not even have room for a
+    context.
+    """
     try:
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     except RuntimeError as error:
-        return says_no_room(error)
-    return True
+        return None if _says_no_room(error) else str(error).partition("\n")[0]
+    return None
+
+
+def _says_no_room(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_ROOM.search(str(error)) is not None

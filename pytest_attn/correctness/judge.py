@@ -124,7 +124,7 @@ def judge(impl: Implementation, case: Case, direction: Direction, device: torch.
     kept = tensors.kept()
     poison(tensors)
 
-    def results(tensors: Tensors) -> dict[str, torch.Tensor]:
+    def results() -> dict[str, torch.Tensor]:
         with other_stream_busy(device), new_memory_is_nan(device):
             later = case.problem.flops() <= _MOST_FLOPS_FOR_A_LATER_CALL
             returned = run(impl, case.problem, tensors, direction, with_lse=True, later_call=later)
@@ -138,7 +138,7 @@ def judge(impl: Implementation, case: Case, direction: Direction, device: torch.
             check_unchanged(returned, got)
         return got
 
-    got = verdict_or_results(impl, case, direction, device, tensors, results)
+    got = verdict_or_results(impl, case, direction, device, results)
     if isinstance(got, Verdict):
         return got
     return Verdict(impl.name, case, direction, str(device), tuple(judge_results(got, case.problem, tensors)))
@@ -149,10 +149,9 @@ def verdict_or_results(
     case: Case,
     direction: Direction,
     device: torch.device,
-    tensors: Tensors,
-    results: Callable[[Tensors], dict[str, torch.Tensor]],
+    results: Callable[[], dict[str, torch.Tensor]],
 ) -> Verdict | dict[str, torch.Tensor]:
-    """Return the ``results`` of ``impl`` on ``tensors``, or what the exception says of it that they end with.
+    """Return the ``results`` of ``impl``, or what the exception says of it that they end with.
 
     Raises :class:`attn_impls.Unavailable` and :class:`.running.NotDifferentiable`, which are no verdicts.
     """
@@ -160,7 +159,7 @@ def verdict_or_results(
         # A warning is not a wrong result, even where the user turns warnings into errors for tests of their own.
         warnings.simplefilter("always")
         try:
-            return results(tensors)
+            return results()
         except (Unavailable, NotDifferentiable):
             raise
         except WrongOutput as error:

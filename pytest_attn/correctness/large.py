@@ -8,7 +8,7 @@ import torch
 
 from attn_impls.implementation import Implementation, Unavailable
 from attn_impls.problem import Direction
-from pytest_attn.correctness.case import Case, Tensors, make_tensors
+from pytest_attn.correctness.case import Case, make_tensors
 from pytest_attn.correctness.judge import Verdict, verdict_or_results
 from pytest_attn.correctness.running import NotDifferentiable, run
 from pytest_attn.correctness.standard import cut, cut_result, judge_results
@@ -63,12 +63,12 @@ def _judge_last(impl: Implementation, case: Case, direction: Direction, device: 
     problem = case.problem
     tensors = make_tensors(case, device, draw_on=device)
 
-    def results(tensors: Tensors) -> dict[str, torch.Tensor]:
+    def results() -> dict[str, torch.Tensor]:
         got = run(impl, problem, tensors, direction)
         _wait_for(device)
         return got
 
-    got = verdict_or_results(impl, case, direction, device, tensors, results)
+    got = verdict_or_results(impl, case, direction, device, results)
     if isinstance(got, Verdict):
         return got
     last = (problem.batch - 1, problem.kv_heads - 1)

@@ -118,12 +118,11 @@ class Answers:
             torch.cuda.empty_cache()
 
     def _told(self, verdict: Verdict) -> dict[str, Any]:
-        frames = _frames(verdict.raised)
         self.give_back()
         return {
             "tensors": [dataclasses.asdict(tensor) for tensor in verdict.tensors],
             "broken": verdict.broken,
-            "frames": frames,
+            "frames": _frames(verdict.raised),
         }
 
     def _instruments_for(self, contract: Contract) -> Instruments:

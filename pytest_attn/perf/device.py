@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pytest_attn.out_of_memory import says_no_room
+from pytest_attn.out_of_memory import cuda_error
 
 
 def pick_device(name: str) -> torch.device:
@@ -37,14 +37,7 @@ def lost_device(device: torch.device) -> str | None:
 
     After an illegal address in one kernel every later CUDA call of the process fails with it.
     """
-    if device.type != "cuda":
-        return None
-    try:
-        torch.cuda.synchronize(device)
-    except RuntimeError as error:
-        # A device that is full, perhaps of other processes' tensors, may not even have room for a context.
-        return None if says_no_room(error) else str(error).partition("\n")[0]
-    return None
+    return cuda_error(device) if device.type == "cuda" else None
 
 
 def machine(device: torch.device) -> dict[str, Any]:

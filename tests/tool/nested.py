@@ -120,6 +120,15 @@ def lay_out(pytester: pytest.Pytester, suite: str) -> None:
     (pytester.path / "tiny.toml").write_text(TINY)
 
 
+def lay_out_files(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> None:
+    """Put ``files`` beside ``mykernels.py`` into the folder, for children too, and make the output wide."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("COLUMNS", "200")
+    conftest = (ROOT / "conftest.py").read_text()
+    for name, text in {"conftest.py": conftest, "mykernels.py": KERNELS, **files}.items():
+        (pytester.path / name).write_text(text)
+
+
 def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
     """Run pytest there, in this process."""
     return pytester.runpytest_inprocess("-p", "no:cacheprovider", *arguments)

@@ -26,7 +26,7 @@ from pytest_attn.correctness.running import NotDifferentiable
 from pytest_attn.isolation import Died, RemoteError, TimedOut, Worker, Workers, child, settled
 from pytest_attn.isolation.description import describe, stand_in, unknown_stand_in
 from pytest_attn.perf.contract import contract_for
-from tests.tool.nested import KERNELS, ROOT, repeat_commands, run, said
+from tests.tool.nested import ROOT, lay_out_files, repeat_commands, run, said
 
 pytest_plugins = ["pytester"]
 
@@ -322,13 +322,8 @@ def test_a_test_keeps_its_first_hang_and_a_late_crash(monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def nested(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("COLUMNS", "200")
-    (pytester.path / "conftest.py").write_text((ROOT / "conftest.py").read_text())
-    (pytester.path / "test_seeds.py").write_text(SEEDS)
-    (pytester.path / "mykernels.py").write_text(KERNELS)
-    (pytester.path / "unruly.py").write_text(UNRULY)
-    (pytester.path / "ends_on_import.py").write_text("import os\nos.abort()\n")
+    files = {"test_seeds.py": SEEDS, "unruly.py": UNRULY, "ends_on_import.py": "import os\nos.abort()\n"}
+    lay_out_files(pytester, monkeypatch, files)
     return pytester
 
 

@@ -20,7 +20,7 @@ from pytest_attn.correctness.judge import Verdict
 from pytest_attn.correctness.large import NoRoom, judge_last
 from pytest_attn.correctness.running import NotDifferentiable
 from pytest_attn.frames import ErrorAsText
-from tests.tool.nested import KERNELS, ROOT, repeat_commands, run, said
+from tests.tool.nested import lay_out_files, repeat_commands, run, said
 from tests.tool.nested import torch_is_whole as torch_is_whole
 
 pytest_plugins = ["pytester"]
@@ -278,12 +278,7 @@ def lose(q, k, v):
 
 @pytest.fixture
 def nested(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("COLUMNS", "200")
-    (pytester.path / "conftest.py").write_text((ROOT / "conftest.py").read_text())
-    (pytester.path / "test_last.py").write_text(LAST)
-    (pytester.path / "mykernels.py").write_text(KERNELS)
-    (pytester.path / "more.py").write_text(MORE)
+    lay_out_files(pytester, monkeypatch, {"test_last.py": LAST, "more.py": MORE})
     return pytester
 
 

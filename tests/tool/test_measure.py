@@ -306,7 +306,7 @@ def test_an_empty_batch_is_measured() -> None:
 def test_out_of_memory_is_told_from_other_errors(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_out_of_memory(error)
 
-    def crashed() -> None:
+    def crashed(*_: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
