@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import sys
@@ -23,6 +24,9 @@ class UnknownImplementation(LookupError):
 def from_reference(reference: str) -> Implementation:
     """Import ``module:function``, with the current directory on the path, and wrap it as an implementation.
 
+    Its name is ``reference``, also where the object is an :class:`Implementation` with another: by that it is found
+    again, in another process or by the command that repeats a failure.
+
     Raises :class:`UnknownImplementation` when it cannot be imported or is not callable.
     """
     module_name, _, attribute = reference.partition(":")
@@ -35,7 +39,7 @@ def from_reference(reference: str) -> Implementation:
             target = getattr(target, part)
     except Exception as error:
         raise UnknownImplementation(f"cannot import {reference!r}: {type(error).__name__}: {error}") from error
-    return as_implementation(target, reference)
+    return dataclasses.replace(as_implementation(target, reference), name=reference)
 
 
 def as_implementation(target: Any, name: str) -> Implementation:

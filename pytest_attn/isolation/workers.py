@@ -15,6 +15,7 @@ from pytest_attn.correctness.budget import TensorVerdict
 from pytest_attn.correctness.case import Case
 from pytest_attn.correctness.claims import ClaimVerdict
 from pytest_attn.correctness.judge import Verdict
+from pytest_attn.correctness.large import NoRoom
 from pytest_attn.correctness.properties import PROPERTIES, PropertyVerdict
 from pytest_attn.isolation.description import IsolatedRegistry, stand_in, unknown_stand_in
 from pytest_attn.isolation.plain import rebuild
@@ -68,9 +69,15 @@ class Workers:
     def judge_last(self, impl: Implementation, case: Case, direction: Direction, device: torch.device) -> Verdict:
         """Do as :func:`pytest_attn.correctness.large.judge_last`, in the child of ``impl``.
 
-        Ends and exceptions are told as by :meth:`judge`.
+        Ends and exceptions are told as by :meth:`judge`. Out of memory, it tries once more in a fresh child, with no
+        other beside it: an idle one has a CUDA context and all of each segment in which anything of its lives on.
         """
-        return self._verdict("judge_last", impl, case, direction, device)
+        try:
+            return self._verdict("judge_last", impl, case, direction, device)
+        except NoRoom:
+            for worker in self._workers.values():
+                worker.close()
+            return self._verdict("judge_last", impl, case, direction, device)
 
     def judge_property(
         self, impl: Implementation, name: str, case: Case, device: torch.device

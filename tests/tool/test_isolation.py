@@ -21,7 +21,7 @@ from attn_impls import Direction, Implementation, Problem, Unavailable, UnknownI
 from attn_impls.adapt import from_reference
 from pytest_attn.correctness.case import Case
 from pytest_attn.correctness.judge import judge
-from pytest_attn.correctness.large import judge_last
+from pytest_attn.correctness.large import NoRoom, judge_last
 from pytest_attn.correctness.running import NotDifferentiable
 from pytest_attn.isolation import Died, RemoteError, TimedOut, Worker, Workers, child, settled
 from pytest_attn.isolation.description import describe, stand_in, unknown_stand_in
@@ -77,8 +77,23 @@ def sleeper(q, k, v, causal=False):
 def crasher(q, k, v, causal=False):
     ctypes.string_at(0)
 
-compiled = attn_impls.Implementation("unruly:compiled", attention, resources=lambda: {"kernel": {"registers": 40}})
-unreadable = attn_impls.Implementation("unruly:unreadable", attention, resources=lambda: ctypes.string_at(0))
+compiled = attn_impls.Implementation("compiled", attention, resources=lambda: {"kernel": {"registers": 40}})
+unreadable = attn_impls.Implementation("unreadable", attention, resources=lambda: ctypes.string_at(0))
+
+choosy = attn_impls.Implementation(
+    "choosy",
+    lambda q, k, v, problem: attention(q, k, v),
+    attn_impls.Capabilities(also=lambda problem, device_type: "not on three" if problem.q_len == 3 else None),
+)
+
+def first(q, k, v):
+    Path(os.environ["UNRULY_HELPER"]).write_text(str(os.getpid()))
+    return attention(q, k, v)
+
+def second(q, k, v):
+    if Path("/proc", Path(os.environ["UNRULY_HELPER"]).read_text()).exists():
+        raise MemoryError("no room beside it")
+    return attention(q, k, v)
 """
 )
 # As the suite's, with cases that cost nothing to draw and to shrink.
@@ -141,6 +156,28 @@ def test_a_verdict_is_the_one_of_this_process(workers: Workers, direction: Direc
     here = judge_last(from_reference("unruly:attention"), case("print"), direction, CPU)
     assert here.ok
     assert workers.judge_last(IMPL, case("print"), direction, CPU) == here
+
+
+def test_an_implementation_of_another_name_is_found_by_its_reference(workers: Workers) -> None:
+    choosy = workers.discover(CPU).resolve("unruly:choosy")
+    assert choosy.name == "unruly:choosy"
+    two, three = Problem(1, 2, 2, 2, 2, 8, "fp32"), Problem(1, 2, 2, 3, 3, 8, "fp32")
+    assert choosy.capabilities.why_not(two, Direction.FWD, "cpu") is None
+    assert choosy.capabilities.why_not(three, Direction.FWD, "cpu") == "not on three"
+    assert workers.judge(choosy, case("right"), Direction.FWD, CPU).ok
+
+
+def test_a_large_problem_that_idle_children_leave_no_room_for_is_tried_without_them(workers: Workers) -> None:
+    first, second = unknown_stand_in("unruly:first"), unknown_stand_in("unruly:second")
+    assert workers.judge_last(first, case("right"), Direction.FWD, CPU).ok
+    helper = Path(os.environ["UNRULY_HELPER"])
+    assert is_alive(int(helper.read_text()))
+    assert "no room beside it" in str(workers.judge(second, case("right"), Direction.FWD, CPU).broken)
+    assert workers.judge_last(second, case("right"), Direction.FWD, CPU).ok
+    assert not is_alive(int(helper.read_text()))
+    helper.write_text(str(os.getpid()))  # which stays
+    with pytest.raises(NoRoom, match=r"^MemoryError: no room beside it$"):
+        workers.judge_last(second, case("right"), Direction.FWD, CPU)
 
 
 def test_what_an_implementation_raises_comes_through(workers: Workers) -> None:

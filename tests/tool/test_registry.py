@@ -137,6 +137,9 @@ class Group:
     def attention(q, k, v):
         "The first line.\\n\\nMore."
         return "called"
+
+import attn_impls
+ANOTHER = attn_impls.Implementation("fast", Group.attention, summary="Fast.")
 """
     )
     monkeypatch.chdir(tmp_path)
@@ -152,6 +155,11 @@ def test_reference_from_the_current_directory(grouped: None) -> None:
     assert found.version_or_unknown() == "1.2"
     assert not found.declared
     assert found(None, None, None, SQUARE) == "called"
+
+
+def test_what_a_reference_finds_is_found_again_by_its_name(grouped: None) -> None:
+    found = Registry().resolve("grouped:ANOTHER")
+    assert (found.name, found.summary) == ("grouped:ANOTHER", "Fast.")
 
 
 @pytest.mark.parametrize(
