@@ -2,6 +2,7 @@
 
 ``python reports/h100/nightly.py FOLDER [IMPLEMENTATION...] [--seeds 1 2 3] [--at-once N]`` writes a log for each to
 FOLDER, leaves out what has come to its end there, and prints the table of all logs; ``--table`` prints that alone.
+Where a new shape costs seconds of compilation, a run is divided among seven processes, each with a log.
 What is interrupted, takes an hour, or ends in another way than by tests that passed or failed, has a log that ends in
 ``.part``.
 A process takes about 5 minutes forward, 9 with gradients and 16 for cuDNN, where as many run as there are cores, and up
@@ -16,8 +17,11 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -29,32 +33,59 @@ FORWARD = (
     "tiled-wgmma",
     *(f"tiled-{name}" for name in ("mma", "global", "smem", "pad", "coalesced", "unroll", "regs")),
 )
-# Processes among which the tests of one run are divided, where a new shape costs seconds of compilation.
-DIVIDED = {"flex": 5, "flash-attn-4": 4}
+# Those that compile each shape, and which tests, by -k, each process of theirs has: the longest come first.
+DIVIDED = ("flex", "flash-attn-4")
+MOST_PARTS = (
+    "test_gradients",
+    "test_fixed_cases and bwd",
+    "test_forward",
+    "test_fixed_cases and fwd",
+    "permuted_keys or blind_to_the_suffix or independent_batches or independent_heads",
+    "constant_values or shifted_logits or repeated_heads or linear_in_values",
+)
+PARTS = (*MOST_PARTS, f"not ({' or '.join(f'({tests})' for tests in MOST_PARTS)})")
 SUMMARY = re.compile(r"^(?:=+ )?((?:\d+ \w+(?:, )?)+) in [\d.]+s", re.MULTILINE)
+WORST = re.compile(
+    r"worst error over budget by rule.*\n.*\n(?P<name>.+?)  +(?P<ratios>(?:[\d.einf+-]+ +)+)(?P<cases>\d+)  (?P<at>.+)"
+)
 PASSED_OR_FAILED = (0, 1)  # pytest's exit status where it came to its end
 MOST_SECONDS = 3600
 COMMAND = ("-m", "pytest", "tests/correctness", "-m", "correctness", "--hypothesis-profile", "nightly")
 
 
-def log_of(folder: Path, name: str, seed: int) -> Path:
-    """Return where the output of one run lies."""
-    return folder / f"{name.replace(':', '.')}-{seed}.log"
+class Run(NamedTuple):
+    """One process: the tests ``part`` of :data:`PARTS`, or all of them, over one implementation."""
+
+    name: str
+    seed: int
+    part: int | None = None
+
+    def log(self, folder: Path) -> Path:
+        """Return where its output lies."""
+        part = "" if self.part is None else f".{self.part}"
+        return folder / f"{self.name.replace(':', '.')}-{self.seed}{part}.log"
 
 
-def run(folder: Path, name: str, seed: int) -> None:
+def runs(names: Sequence[str], seeds: Sequence[int]) -> list[Run]:
+    """Return the processes of each name and seed, those that take longest first."""
+    both = [(name, seed) for name in names for seed in seeds]
+    divided = [Run(*each, part) for part in range(len(PARTS)) for each in both if each[0] in DIVIDED]
+    return divided + [Run(*each) for each in both if each[0] not in DIVIDED]
+
+
+def run(folder: Path, job: Run) -> None:
     """Run the suite over one implementation, unless it was."""
-    log = log_of(folder, name, seed)
+    log = job.log(folder)
     if log.exists():
         return
     plugin = () if "pytest_attn.plugin" in _installed_plugins() else ("-p", "pytest_attn.plugin")
-    arguments = (*plugin, "--attn-device", "cuda", "--attn-impl", name, f"--hypothesis-seed={seed}", "-q")
-    divided = ("-n", str(DIVIDED[name]), "--maxschedchunk", "1") if name in DIVIDED else ()
+    arguments = (*plugin, "--attn-device", "cuda", "--attn-impl", job.name, f"--hypothesis-seed={job.seed}", "-q")
+    tests = () if job.part is None else ("-k", PARTS[job.part])
     path = os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")])
     part = log.with_suffix(".part")
     with part.open("w") as output, contextlib.suppress(subprocess.TimeoutExpired):
         done = subprocess.run(
-            [sys.executable, *COMMAND, *arguments, *divided, "-p", "no:cacheprovider"],
+            [sys.executable, *COMMAND, *arguments, *tests, "-p", "no:cacheprovider"],
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=ROOT,
@@ -73,17 +104,35 @@ def _installed_plugins() -> set[str]:
 
 
 def table(folder: Path) -> str:
-    """Return a line for each log: seed, name, what pytest said; and then the worst errors over their budgets."""
-    said, worst = [], []
+    """Return a line for each name and seed: what pytest said; and then the worst errors over budget."""
+    logs: dict[str, list[str]] = {}
     for log in sorted(folder.glob("*-[0-9]*.log")):
-        name, seed = log.stem.rsplit("-", 1)
-        text = log.read_text()
-        said += [f"{seed}  {name}: {what}" for what in SUMMARY.findall(text)[-1:]]
-        lines = text.splitlines()
-        heads = [i for i, line in enumerate(lines) if "worst error over budget by rule" in line]
-        worst += [f"{seed}  {lines[i + 2]}" for i in heads if i + 2 < len(lines)]
+        name, _, seed_and_part = log.stem.rpartition("-")
+        logs.setdefault(f"{seed_and_part.partition('.')[0]}  {name}", []).append(log.read_text())
     rules = "# worst error over budget by rule (element, rms, row, gain, scale), cases, and where"
-    return "\n".join(["# seed  what pytest said", *said, rules, *worst])
+    worst = [f"{run.partition('  ')[0]}  {line}" for run, texts in logs.items() if (line := _worst(texts))]
+    return "\n".join(
+        ["# seed  what pytest said", *(f"{run}: {_said(texts)}" for run, texts in logs.items()), rules, *worst]
+    )
+
+
+def _said(texts: list[str]) -> str:
+    counts: Counter[str] = Counter()
+    for text in texts:
+        for what in SUMMARY.findall(text)[-1:]:
+            counts += Counter({word: int(n) for n, word in re.findall(r"(\d+) (\w+)", what) if word != "deselected"})
+    return ", ".join(f"{counts[word]} {word}" for word in sorted(counts))
+
+
+def _worst(texts: list[str]) -> str | None:
+    """Return the accuracy table's row over all logs: of each rule the greatest, and where the greatest of all is."""
+    found = [row for text in texts if (row := WORST.search(text))]
+    if not found:
+        return None
+    ratios = [[float(x) for x in row["ratios"].split()] for row in found]
+    greatest = max(range(len(found)), key=lambda i: max(ratios[i]))
+    columns = "  ".join(f"{max(column):.2f}" for column in zip(*ratios, strict=True))
+    return f"{found[0]['name']}  {columns}  {sum(int(row['cases']) for row in found)}  {found[greatest]['at']}"
 
 
 def main() -> None:
@@ -97,9 +146,9 @@ def main() -> None:
     asked = parser.parse_intermixed_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
     if not asked.table:
-        jobs = [(name, seed) for seed in asked.seeds for name in asked.names or (*BOTH, *FORWARD)]
+        jobs = runs(asked.names or (*BOTH, *FORWARD), asked.seeds)
         with ThreadPoolExecutor(asked.at_once) as pool:
-            for job in [pool.submit(run, asked.folder, *job) for job in jobs]:
+            for job in [pool.submit(run, asked.folder, job) for job in jobs]:
                 job.result()
     print(table(asked.folder))
 
