@@ -7,7 +7,7 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import pytest
 
@@ -21,14 +21,16 @@ if TYPE_CHECKING:
     from pytest_attn.bench import AttnBench
     from pytest_attn.correctness.case import Case
     from pytest_attn.correctness.judge import Verdict
+    from pytest_attn.correctness.properties import PropertyVerdict
 
 # Cases without a verdict, of a property that no case had one of, after which it is taken for one that cannot be asked.
 _MOST_DROPPED = 100
 Check = Callable[["Case", Direction], None]
+Found = TypeVar("Found")
 
 
 class Mismatch(AssertionError):
-    """An implementation is wrong on a case; the message is the whole report, and what it raised the cause."""
+    """An implementation is wrong on a case, or memory does not hold that; the message is the whole report."""
 
 
 @pytest.fixture(scope="session")
@@ -72,10 +74,15 @@ def attn_check(request: pytest.FixtureRequest, attn_impl: Implementation) -> Che
         __tracebackhide__ = True
         _fail_if_settled(session)
         judged = judge if session.workers is None else session.workers.judge
-        verdict = _verdict(session, judged, attn_impl, case, direction)
+
+        def command() -> str:
+            return repeat_command(request.config, attn_impl, case, direction)
+
+        verdict = _found(
+            session, attn_impl, case, command, lambda: _verdict(session, judged, attn_impl, case, direction)
+        )
         if not verdict.ok:
-            command = repeat_command(request.config, attn_impl, case, direction)
-            _fail(session, verdict.explain(), verdict.raised, command)
+            _fail(session, verdict.explain(), verdict.raised, command())
 
     return check
 
@@ -86,19 +93,27 @@ def attn_last_check(request: pytest.FixtureRequest, attn_impl: Implementation) -
 
     Skips where the device has no room for it.
     """
-    from pytest_attn.correctness.large import NoRoom, judge_last
+    from pytest_attn.correctness.large import judge_last
+    from pytest_attn.out_of_memory import NoRoom
 
     session = attn_session(request.config)
 
     def check(case: Case, direction: Direction) -> None:
         __tracebackhide__ = True
         judged = judge_last if session.workers is None else session.workers.judge_last
-        try:
-            verdict = _verdict(session, judged, attn_impl, case, direction)
-        except NoRoom as error:
-            pytest.skip(f"out of memory: {error}")
+
+        def command() -> str:
+            return _repeat_test(request, attn_impl)
+
+        def verdict_or_skip() -> Verdict:
+            try:
+                return _verdict(session, judged, attn_impl, case, direction)
+            except NoRoom as error:
+                pytest.skip(f"out of memory: {error}")
+
+        verdict = _found(session, attn_impl, case, command, verdict_or_skip)
         if not verdict.ok:
-            _fail(session, verdict.explain(), verdict.raised, _repeat_test(request, attn_impl))
+            _fail(session, verdict.explain(), verdict.raised, command())
 
     return check
 
@@ -121,12 +136,14 @@ def attn_property_check(request: pytest.FixtureRequest, attn_impl: Implementatio
     def check(name: str, case: Case) -> None:
         __tracebackhide__ = True
         _fail_if_settled(session)
-        session.end_if_device_is_lost()
         judged = judge_property if session.workers is None else session.workers.judge_property
-        try:
-            verdict = judged(attn_impl, name, case, session.device)
-        except Unavailable as error:
-            unavailable(session, attn_impl, error)
+
+        def command() -> str:
+            of = case if verdict is None else verdict.case
+            return repeat_command(request.config, attn_impl, of, PROPERTIES[name].direction, property=name)
+
+        verdict: PropertyVerdict | None = None
+        verdict = _found(session, attn_impl, case, command, lambda: judged(attn_impl, name, case, session.device))
         test = (attn_impl.name, name)
         if verdict is None:
             dropped[test] += 1
@@ -136,9 +153,7 @@ def attn_property_check(request: pytest.FixtureRequest, attn_impl: Implementatio
             judged_once.add(test)
         assume(verdict is not None)
         if verdict is not None and not verdict.ok:
-            direction = PROPERTIES[name].direction
-            command = repeat_command(request.config, attn_impl, verdict.case, direction, property=name)
-            _fail(session, verdict.explain(), verdict.raised, command)
+            _fail(session, verdict.explain(), verdict.raised, command())
 
     return check
 
@@ -160,14 +175,16 @@ def attn_claim_check(request: pytest.FixtureRequest, attn_impl: Implementation) 
         why_not = why_not_checked(claim, claims, direction, device_type)
         if why_not is not None or case is None:
             pytest.skip(f"{attn_impl.name} {why_not}")
-        session.end_if_device_is_lost()
         judged = judge_claim if session.workers is None else session.workers.judge_claim
-        try:
-            verdict = judged(attn_impl, claim, case, direction, session.device)
-        except Unavailable as error:
-            unavailable(session, attn_impl, error)
+
+        def command() -> str:
+            return _repeat_test(request, attn_impl)
+
+        verdict = _found(
+            session, attn_impl, case, command, lambda: judged(attn_impl, claim, case, direction, session.device)
+        )
         if not verdict.ok:
-            _fail(session, verdict.explain(), verdict.raised, _repeat_test(request, attn_impl))
+            _fail(session, verdict.explain(), verdict.raised, command())
 
     return check
 
@@ -175,15 +192,15 @@ def attn_claim_check(request: pytest.FixtureRequest, attn_impl: Implementation) 
 def _verdict(
     session: AttnSession, judged: Callable[..., Verdict], impl: Implementation, case: Case, direction: Direction
 ) -> Verdict:
-    """Return what ``judged`` finds, for the summary too, or skip or fail the test where ``impl`` cannot run at all."""
+    """Return what ``judged`` finds, for the summary too."""
     from pytest_attn.correctness.running import NotDifferentiable
+    from pytest_attn.out_of_memory import NoRoom
 
     __tracebackhide__ = True
-    session.end_if_device_is_lost()
     try:
         verdict = judged(impl, case, direction, session.device)
-    except Unavailable as error:
-        unavailable(session, impl, error)
+    except (Unavailable, NoRoom):
+        raise
     except NotDifferentiable as error:
         if impl.declared or impl.name in session.differentiable:
             raise
@@ -197,20 +214,37 @@ def _verdict(
     return verdict
 
 
+def _found(
+    session: AttnSession, impl: Implementation, case: Case, command: Callable[[], str], ask: Callable[[], Found]
+) -> Found:
+    """Return what ``ask`` finds, or skip or fail the test where ``impl`` cannot run at all or there is no memory."""
+    from pytest_attn.out_of_memory import NoRoom
+
+    __tracebackhide__ = True
+    session.end_if_device_is_lost()
+    try:
+        return ask()
+    except Unavailable as error:
+        unavailable(session, impl, error)
+    except NoRoom as error:
+        no_room = error.with_traceback(None)  # which it has as text
+    # Out of the except clause: hypothesis tells failures apart by what they were raised in the midst of.
+    _fail(session, f"no verdict on {impl.name}: out of memory on {case.problem.id}\n  {no_room}", no_room, command())
+
+
 def _fail(session: AttnSession, explanation: str, raised: BaseException | None, command: str) -> NoReturn:
     """Fail with the report of one case; ``raised`` is what its verdict holds."""
     __tracebackhide__ = True
     # The frames of an exception that stayed in another process are text.
     report = f"{explanation}\n{getattr(raised, 'frames', '')}  repeat: {command}"
     session.end_if_device_is_lost(report)
-    if session.isolate:
-        session.settled.failed(report, raised)
+    session.settled.failed(report, raised)
     _mismatch(report, raised)
 
 
 def _fail_if_settled(session: AttnSession) -> None:
     __tracebackhide__ = True
-    if session.isolate and session.settled.report is not None:
+    if session.settled.report is not None:
         _mismatch(session.settled.report, None)
 
 

@@ -1,10 +1,15 @@
-"""Tell a lack of memory from all else that an implementation may raise."""
+"""Tell a lack of memory from all else that may be raised: it says nothing of an implementation's numbers."""
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import torch
+
+from pytest_attn.frames import ErrorAsText, forget_frames, own_frames
 
 # What errors say that are of no type of their own.
 _NO_ROOM = re.compile(
@@ -16,6 +21,33 @@ _NO_ROOM = re.compile(
     r"|CU(?:BLAS|DNN)_STATUS_\w*ALLOC\w*_FAILED",  # handles and workspaces
     re.MULTILINE,
 )
+
+Asked = ParamSpec("Asked")
+Found = TypeVar("Found")
+
+# Where torch goes on to list every process of the device, and its own pools.
+_DETAILS = re.compile(r" (?=Process \d|Including non-PyTorch memory|Of the allocated memory)")
+
+
+class NoRoom(ErrorAsText):
+    """Memory does not hold a problem: its inputs, what an implementation takes for it, or the oracle."""
+
+
+def with_no_room_told(judge: Callable[Asked, Found]) -> Callable[Asked, Found]:
+    """Let ``judge`` raise :class:`NoRoom` in place of what says that memory ran out, whose frames hold most of it."""
+
+    @functools.wraps(judge)
+    def judge_or_tell(*args: Asked.args, **keywords: Asked.kwargs) -> Found:
+        try:
+            return judge(*args, **keywords)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = NoRoom(_in_a_line(error), own_frames(error))
+            forget_frames(error)
+        raise reason
+
+    return judge_or_tell
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -38,6 +70,12 @@ def cuda_error(device: torch.device | None = None) -> str | None:
     except RuntimeError as error:
         return None if _says_no_room(error) else str(error).partition("\n")[0]
     return None
+
+
+def _in_a_line(error: BaseException) -> str:
+    lines = str(error).splitlines() or ["without a message"]
+    said = next(filter(_NO_ROOM.search, lines), lines[0])
+    return f"{type(error).__name__}: {_DETAILS.split(said)[0]}"
 
 
 def _says_no_room(error: BaseException) -> bool:

@@ -103,11 +103,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Forget the crash or hang that the test before kept."""
+    """Forget what the test before kept."""
     from pytest_attn.session import existing_session
 
     session = existing_session(item.config)
-    if session is not None and session.isolate:
+    if session is not None:
         session.settled.reset()
 
 

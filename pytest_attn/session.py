@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from pytest_attn.correctness.case import Case
     from pytest_attn.correctness.judge import Verdict
     from pytest_attn.groups import Groups
-    from pytest_attn.isolation.settled import Settled
     from pytest_attn.isolation.workers import Workers
     from pytest_attn.perf.copies import Copies
     from pytest_attn.perf.journal import Journal
     from pytest_attn.perf.measure import Measured
     from pytest_attn.perf.untraced import TracedRun
+    from pytest_attn.settled import Settled
 
 
 @dataclass
@@ -108,8 +108,8 @@ class AttnSession:
 
     @cached_property
     def settled(self) -> Settled:
-        """The crash or hang that the running test keeps."""
-        from pytest_attn.isolation.settled import Settled
+        """The crash, hang or lack of memory that the running test keeps."""
+        from pytest_attn.settled import Settled
 
         return Settled()
 

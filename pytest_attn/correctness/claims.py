@@ -26,6 +26,7 @@ from pytest_attn.correctness.judge import Verdict
 from pytest_attn.correctness.running import run
 from pytest_attn.correctness.standard import judge_results
 from pytest_attn.correctness.storage import STORAGES
+from pytest_attn.out_of_memory import is_out_of_memory, with_no_room_told
 
 # From what asks the most to what the modest can do. More than one tile, with a ragged tail.
 _PROBLEMS = (
@@ -89,12 +90,13 @@ def claim_case(capabilities: Capabilities, direction: Direction, device_type: st
     return None
 
 
+@with_no_room_told
 def judge_claim(
     impl: Implementation, name: str, case: Case, direction: Direction, device: torch.device
 ) -> ClaimVerdict:
     """Check the claim ``name``, a key of :data:`CLAIMS`, on ``case``.
 
-    What the implementation raises is a verdict; :class:`attn_impls.Unavailable` passes through.
+    What the implementation raises is a verdict; :class:`attn_impls.Unavailable` and :class:`.NoRoom` pass through.
     """
     verdict = ClaimVerdict(impl.name, name, case, direction, str(device))
     with warnings.catch_warnings():
@@ -107,6 +109,8 @@ def judge_claim(
         except Unkept as error:
             return replace(verdict, broken=str(error))
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             sentence = f"raised {type(error).__name__}: {str(error).strip() or 'without a message'}"
             return replace(verdict, broken=sentence, raised=error)
     return verdict

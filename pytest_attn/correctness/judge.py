@@ -24,6 +24,7 @@ from pytest_attn.correctness.running import (
 )
 from pytest_attn.correctness.standard import judge_results
 from pytest_attn.correctness.storage import storage_of
+from pytest_attn.out_of_memory import is_out_of_memory, with_no_room_told
 
 # Beyond, an extra call to see whether it spoils an earlier one's results costs too much.
 _MOST_FLOPS_FOR_A_LATER_CALL = 2**25
@@ -110,6 +111,7 @@ def _place(index: Sequence[int]) -> str:
     return f"[{', '.join(str(i) for i in index)}]"
 
 
+@with_no_room_told
 def judge(impl: Implementation, case: Case, direction: Direction, device: torch.device) -> Verdict:
     """Run ``impl`` on ``case`` and compare ``out`` and ``lse`` where it returns one; with backward ``dq, dk, dv`` too.
 
@@ -118,7 +120,7 @@ def judge(impl: Implementation, case: Case, direction: Direction, device: torch.
     values, comes before the backward pass: what earlier calls returned or keep for it must stay as it was.
 
     Whatever the implementation raises is a verdict, not an exception, but for :class:`attn_impls.Unavailable`, which
-    says that it cannot run at all, and :class:`.running.NotDifferentiable`, which pass through.
+    says that it cannot run at all, :class:`.running.NotDifferentiable`, and :class:`.NoRoom`, which pass through.
     """
     tensors = make_tensors(case, device)
     kept = tensors.kept()
@@ -153,7 +155,7 @@ def verdict_or_results(
 ) -> Verdict | dict[str, torch.Tensor]:
     """Return the ``results`` of ``impl``, or what the exception says of it that they end with.
 
-    Raises :class:`attn_impls.Unavailable` and :class:`.running.NotDifferentiable`, which are no verdicts.
+    Raises what is no verdict: :class:`attn_impls.Unavailable`, :class:`.running.NotDifferentiable`, a lack of memory.
     """
     with warnings.catch_warnings(record=True) as warned:
         # A warning is not a wrong result, even where the user turns warnings into errors for tests of their own.
@@ -165,6 +167,8 @@ def verdict_or_results(
         except WrongOutput as error:
             return Verdict(impl.name, case, direction, str(device), broken=str(error))
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             sentence = f"raised {type(error).__name__}: {str(error).strip() or 'without a message'}"
             sentence += "".join(f"\n  warned: {text}" for text in dict.fromkeys(str(w.message) for w in warned))
             return Verdict(impl.name, case, direction, str(device), broken=sentence, raised=error)

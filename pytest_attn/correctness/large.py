@@ -13,13 +13,10 @@ from pytest_attn.correctness.judge import Verdict, verdict_or_results
 from pytest_attn.correctness.running import NotDifferentiable, run
 from pytest_attn.correctness.standard import cut, cut_result, judge_results
 from pytest_attn.frames import ErrorAsText, forget_frames, own_frames
-from pytest_attn.out_of_memory import is_out_of_memory
+from pytest_attn.out_of_memory import with_no_room_told
 
 
-class NoRoom(Exception):
-    """Memory does not hold a problem: its inputs, what an implementation takes for it, or the oracle."""
-
-
+@with_no_room_told
 def judge_last(impl: Implementation, case: Case, direction: Direction, device: torch.device) -> Verdict:
     """Run ``impl`` on ``case`` and judge the last key head of the last batch.
 
@@ -28,7 +25,7 @@ def judge_last(impl: Implementation, case: Case, direction: Direction, device: t
     :class:`.ErrorAsText`.
 
     Raises:
-        NoRoom: out of memory.
+        NoRoom: memory does not hold it.
         Unavailable: the implementation says that it cannot run at all.
         NotDifferentiable: its output has no gradient.
     """
@@ -37,26 +34,11 @@ def judge_last(impl: Implementation, case: Case, direction: Direction, device: t
     except (Unavailable, NotDifferentiable) as error:
         forget_frames(error)
         raise
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = _forgotten(error)
-    else:
-        if verdict.raised is None:
-            return verdict
-        if not is_out_of_memory(verdict.raised):
-            as_text = ErrorAsText(str(verdict.broken), own_frames(verdict.raised))
-            forget_frames(verdict.raised)
-            return replace(verdict, raised=as_text)
-        reason = _forgotten(verdict.raised)
-    raise NoRoom(reason)
-
-
-def _forgotten(error: BaseException) -> str:
-    """Return what an error says in a line, and let go of what its frames hold: most of the device's memory."""
-    forget_frames(error)
-    said, _, _ = str(error).partition("\n")
-    return f"{type(error).__name__}: {said.partition(' GPU ')[0]}"
+    if verdict.raised is None:
+        return verdict
+    as_text = ErrorAsText(str(verdict.broken), own_frames(verdict.raised))
+    forget_frames(verdict.raised)
+    return replace(verdict, raised=as_text)
 
 
 def _judge_last(impl: Implementation, case: Case, direction: Direction, device: torch.device) -> Verdict:

@@ -28,6 +28,7 @@ from pytest_attn.correctness.oracle import solve
 from pytest_attn.correctness.running import run
 from pytest_attn.correctness.standard import host_or_device
 from pytest_attn.correctness.storage import placed
+from pytest_attn.out_of_memory import is_out_of_memory, with_no_room_told
 
 Tensor = torch.Tensor
 _LONGEST = 320
@@ -355,11 +356,12 @@ class PropertyVerdict:
         )
 
 
+@with_no_room_told
 def judge_property(impl: Implementation, name: str, case: Case, device: torch.device) -> PropertyVerdict | None:
     """Check the property ``name`` of ``impl`` on ``case``, whose problem is fitted to it.
 
     Returns ``None`` when the property needs a call outside the capabilities. What the implementation raises is a
-    verdict; :class:`attn_impls.Unavailable` passes through.
+    verdict; :class:`attn_impls.Unavailable` and :class:`.NoRoom` pass through.
     """
     rule = PROPERTIES[name]
     case = replace(case, problem=rule.fit(case.problem))
@@ -374,6 +376,8 @@ def judge_property(impl: Implementation, name: str, case: Case, device: torch.de
     except Unavailable:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         broken = f"raised {type(error).__name__}: {str(error).strip() or 'without a message'}"
         return PropertyVerdict(impl.name, name, rule.statement, case, str(device), broken=broken, raised=error)
     ratio, where = _worst(relation)

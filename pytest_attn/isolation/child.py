@@ -52,7 +52,7 @@ def _answer(answering: Any, request: dict[str, Any]) -> dict[str, Any]:
     try:
         answer = {"result": getattr(answering, request["name"])(**request["arguments"])}
     except Exception as error:
-        frames = "".join(traceback.format_tb(error.__traceback__))
+        frames = getattr(error, "frames", None) or "".join(traceback.format_tb(error.__traceback__))
         answer = {"raised": {"type": type(error).__name__, "message": str(error), "frames": frames}}
     if "raised" in answer:
         answering.give_back()  # only here: before, the error's frames held what the request took

@@ -22,9 +22,9 @@ from typing import IO, Any, Self
 
 from attn_impls.adapt import UnknownImplementation
 from attn_impls.implementation import Unavailable
-from pytest_attn.correctness.large import NoRoom
 from pytest_attn.correctness.running import NotDifferentiable
 from pytest_attn.frames import ErrorAsText
+from pytest_attn.out_of_memory import NoRoom
 from pytest_attn.perf.telemetry import RUN_PID
 
 # The child's first statement: sys.path must be the parent's before anything of ours can be imported.
@@ -43,7 +43,7 @@ _TAIL_BYTES = 16384
 
 # Exceptions that say something about the implementation and come through as themselves.
 _PASSED: dict[str, type[Exception]] = {
-    cls.__name__: cls for cls in (Unavailable, UnknownImplementation, NotDifferentiable, NoRoom)
+    cls.__name__: cls for cls in (Unavailable, UnknownImplementation, NotDifferentiable)
 }
 
 
@@ -123,6 +123,8 @@ class Worker:
             raise Died(f"the CUDA device is unusable: {answer['lost']}")
         if "raised" in answer:
             raised = answer["raised"]
+            if raised["type"] == NoRoom.__name__:
+                raise NoRoom(raised["message"], raised["frames"])
             if raised["type"] in _PASSED:
                 raise _PASSED[raised["type"]](raised["message"])
             raise RemoteError(f"{raised['type']}: {raised['message']}", raised["frames"])

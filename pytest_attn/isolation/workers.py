@@ -15,11 +15,11 @@ from pytest_attn.correctness.budget import TensorVerdict
 from pytest_attn.correctness.case import Case
 from pytest_attn.correctness.claims import ClaimVerdict
 from pytest_attn.correctness.judge import Verdict
-from pytest_attn.correctness.large import NoRoom
 from pytest_attn.correctness.properties import PROPERTIES, PropertyVerdict
 from pytest_attn.isolation.description import IsolatedRegistry, stand_in, unknown_stand_in
 from pytest_attn.isolation.plain import rebuild
 from pytest_attn.isolation.worker import Ended, RemoteError, Worker
+from pytest_attn.out_of_memory import NoRoom
 from pytest_attn.perf.contract import Contract
 from pytest_attn.perf.measure import Measured
 from pytest_attn.perf.record import Record

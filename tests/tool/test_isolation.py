@@ -19,12 +19,14 @@ import torch
 
 from attn_impls import Direction, Implementation, Problem, Unavailable, UnknownImplementation, discover
 from attn_impls.adapt import from_reference
+from pytest_attn import settled
 from pytest_attn.correctness.case import Case
 from pytest_attn.correctness.judge import judge
-from pytest_attn.correctness.large import NoRoom, judge_last
+from pytest_attn.correctness.large import judge_last
 from pytest_attn.correctness.running import NotDifferentiable
-from pytest_attn.isolation import Died, RemoteError, TimedOut, Worker, Workers, child, settled
+from pytest_attn.isolation import Died, RemoteError, TimedOut, Worker, Workers, child
 from pytest_attn.isolation.description import describe, stand_in, unknown_stand_in
+from pytest_attn.out_of_memory import NoRoom
 from pytest_attn.perf.contract import contract_for
 from tests.tool.nested import ROOT, lay_out_files, repeat_commands, run, said
 
@@ -172,12 +174,15 @@ def test_a_large_problem_that_idle_children_leave_no_room_for_is_tried_without_t
     assert workers.judge_last(first, case("right"), Direction.FWD, CPU).ok
     helper = Path(os.environ["UNRULY_HELPER"])
     assert is_alive(int(helper.read_text()))
-    assert "no room beside it" in str(workers.judge(second, case("right"), Direction.FWD, CPU).broken)
+    with pytest.raises(NoRoom):
+        workers.judge(second, case("right"), Direction.FWD, CPU)
     assert workers.judge_last(second, case("right"), Direction.FWD, CPU).ok
     assert not is_alive(int(helper.read_text()))
     helper.write_text(str(os.getpid()))  # which stays
-    with pytest.raises(NoRoom, match=r"^MemoryError: no room beside it$"):
+    with pytest.raises(NoRoom, match=r"^MemoryError: no room beside it$") as raised:
         workers.judge_last(second, case("right"), Direction.FWD, CPU)
+    assert raised.value.frames.count("File ") == 1
+    assert "in second" in raised.value.frames
 
 
 def test_what_an_implementation_raises_comes_through(workers: Workers) -> None:

@@ -109,7 +109,7 @@ def test_the_repeat_command_keeps_the_path(pytester: pytest.Pytester) -> None:
         ("double", "  the output has dtype torch.float64, not torch.float32"),
         ("nothing", "  the output is None, not a tensor"),
         ("raising", "  raised RuntimeError: kernel exploded"),
-        ("full_card", "  raised OutOfMemoryError: CUDA out of memory. Tried to allocate 12.50 GiB."),
+        ("full_card", "  OutOfMemoryError: CUDA out of memory. Tried to allocate 12.50 GiB. GPU 0 has 1 GiB free."),
     ],
 )
 def test_a_broken_function_fails_with_a_sentence(pytester: pytest.Pytester, name: str, sentence: str) -> None:
