@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import importlib
 import inspect
 import sys
@@ -39,7 +39,9 @@ def from_reference(reference: str) -> Implementation:
             target = getattr(target, part)
     except Exception as error:
         raise UnknownImplementation(f"cannot import {reference!r}: {type(error).__name__}: {error}") from error
-    return dataclasses.replace(as_implementation(target, reference), name=reference)
+    found = copy.copy(as_implementation(target, reference))
+    object.__setattr__(found, "name", reference)  # not dataclasses.replace, which calls a subclass's own __init__
+    return found
 
 
 def as_implementation(target: Any, name: str) -> Implementation:

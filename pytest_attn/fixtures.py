@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from pytest_attn.bench import AttnBench
     from pytest_attn.correctness.case import Case
     from pytest_attn.correctness.judge import Verdict
-    from pytest_attn.correctness.properties import PropertyVerdict
 
 # Cases without a verdict, of a property that no case had one of, after which it is taken for one that cannot be asked.
 _MOST_DROPPED = 100
@@ -64,7 +64,8 @@ def attn_check(request: pytest.FixtureRequest, attn_impl: Implementation) -> Che
     """Runs the implementation on a case and fails, with the command that repeats it, where it is wrong.
 
     With ``--attn-isolate`` it runs in a process of its own, whose crash or hang is a failure like any other, except
-    that a test does not look for smaller cases that hang, and not for long for those that crash.
+    that a test does not look for smaller cases that hang, and not for long for those that crash. A lack of memory
+    fails, too, and is not called wrong; the first case that it comes on is the one that is shown.
     """
     from pytest_attn.correctness.judge import judge
 
@@ -138,11 +139,12 @@ def attn_property_check(request: pytest.FixtureRequest, attn_impl: Implementatio
         _fail_if_settled(session)
         judged = judge_property if session.workers is None else session.workers.judge_property
 
-        def command() -> str:
-            of = case if verdict is None else verdict.case
-            return repeat_command(request.config, attn_impl, of, PROPERTIES[name].direction, property=name)
+        rule = PROPERTIES[name]
+        case = dataclasses.replace(case, problem=rule.fit(case.problem))
 
-        verdict: PropertyVerdict | None = None
+        def command() -> str:
+            return repeat_command(request.config, attn_impl, case, rule.direction, property=name)
+
         verdict = _found(session, attn_impl, case, command, lambda: judged(attn_impl, name, case, session.device))
         test = (attn_impl.name, name)
         if verdict is None:
@@ -194,12 +196,11 @@ def _verdict(
 ) -> Verdict:
     """Return what ``judged`` finds, for the summary too."""
     from pytest_attn.correctness.running import NotDifferentiable
-    from pytest_attn.out_of_memory import NoRoom
 
     __tracebackhide__ = True
     try:
         verdict = judged(impl, case, direction, session.device)
-    except (Unavailable, NoRoom):
+    except Unavailable:
         raise
     except NotDifferentiable as error:
         if impl.declared or impl.name in session.differentiable:
@@ -229,11 +230,13 @@ def _found(
     except NoRoom as error:
         no_room = error.with_traceback(None)  # which it has as text
     # Out of the except clause: hypothesis tells failures apart by what they were raised in the midst of.
-    _fail(session, f"no verdict on {impl.name}: out of memory on {case.problem.id}\n  {no_room}", no_room, command())
+    where = f"  regime {case.regime}, seed {case.seed}, on {session.device}"
+    explanation = f"no verdict on {impl.name}: out of memory on {case.problem.id}\n{where}\n  {no_room}"
+    _fail(session, explanation, no_room, command())
 
 
 def _fail(session: AttnSession, explanation: str, raised: BaseException | None, command: str) -> NoReturn:
-    """Fail with the report of one case; ``raised`` is what its verdict holds."""
+    """Fail with the report of one case; ``raised`` is what its verdict holds, or was raised in place of one."""
     __tracebackhide__ = True
     # The frames of an exception that stayed in another process are text.
     report = f"{explanation}\n{getattr(raised, 'frames', '')}  repeat: {command}"
@@ -243,8 +246,11 @@ def _fail(session: AttnSession, explanation: str, raised: BaseException | None, 
 
 
 def _fail_if_settled(session: AttnSession) -> None:
+    """Fail as the test did before, where it is hypothesis that asks again."""
+    from hypothesis import currently_in_test_context
+
     __tracebackhide__ = True
-    if session.settled.report is not None:
+    if session.settled.report is not None and currently_in_test_context():
         _mismatch(session.settled.report, None)
 
 

@@ -9,6 +9,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from attn_impls.implementation import Unavailable
 from pytest_attn.frames import ErrorAsText, forget_frames, own_frames
 
 # What errors say that are of no type of their own.
@@ -40,6 +41,8 @@ def with_no_room_told(judge: Callable[Asked, Found]) -> Callable[Asked, Found]:
     def judge_or_tell(*args: Asked.args, **keywords: Asked.kwargs) -> Found:
         try:
             return judge(*args, **keywords)
+        except Unavailable:
+            raise
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -51,7 +54,7 @@ def with_no_room_told(judge: Callable[Asked, Found]) -> Callable[Asked, Found]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether ``error`` says that memory ran out, of a CUDA device or of the CPU's allocator.
+    """Tell whether ``error``, or what it was raised from, says that memory ran out, of a CUDA device or of the CPU.
 
     To be asked in the process where it was raised: what a kernel did wrong shows in the next call, which may be an
     allocation, and then CUDA does not work any more.
@@ -79,4 +82,8 @@ def _in_a_line(error: BaseException) -> str:
 
 
 def _says_no_room(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_ROOM.search(str(error)) is not None
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_ROOM.search(str(error)) is not None:
+        return True
+    # Not what it was raised in the midst of: that may have been dealt with.
+    within = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    return any(_says_no_room(each) for each in (error.__cause__, *within) if each is not None)

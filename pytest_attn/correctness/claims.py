@@ -130,6 +130,8 @@ def _traceable(impl: Implementation, case: Case, direction: Direction, device: t
         compiled = torch.compile(call, fullgraph=True, dynamic=False, backend="aot_eager")
         got = run(replace(impl, fn=compiled), case.problem, tensors, direction)
     except TorchDynamoException as error:  # it names the line itself, and its frames are torch's
+        if is_out_of_memory(error):
+            raise
         raise Unkept(f"torch.compile raised {type(error).__name__}: {error}") from None
     finally:
         torch.compiler.reset()

@@ -48,11 +48,14 @@ def _send(out: Any, message: dict[str, Any]) -> None:
 
 
 def _answer(answering: Any, request: dict[str, Any]) -> dict[str, Any]:
+    from pytest_attn.frames import ErrorAsText
+
     answer: dict[str, Any]
     try:
         answer = {"result": getattr(answering, request["name"])(**request["arguments"])}
     except Exception as error:
-        frames = getattr(error, "frames", None) or "".join(traceback.format_tb(error.__traceback__))
+        in_text = error.frames if isinstance(error, ErrorAsText) else ""
+        frames = in_text or "".join(traceback.format_tb(error.__traceback__))
         answer = {"raised": {"type": type(error).__name__, "message": str(error), "frames": frames}}
     if "raised" in answer:
         answering.give_back()  # only here: before, the error's frames held what the request took

@@ -75,8 +75,7 @@ class Workers:
         try:
             return self._verdict("judge_last", impl, case, direction, device)
         except NoRoom:
-            for worker in self._workers.values():
-                worker.close()
+            self.close()
             return self._verdict("judge_last", impl, case, direction, device)
 
     def judge_property(
@@ -158,7 +157,7 @@ class Workers:
         return answer
 
     def close(self) -> None:
-        """End all children."""
+        """End all children; the next request to one starts it again."""
         for worker in (self._scout, *self._workers.values()):
             worker.close()
 

@@ -104,11 +104,16 @@ def _installed_plugins() -> set[str]:
 
 
 def table(folder: Path) -> str:
-    """Return a line for each name and seed: what pytest said; and then the worst errors over budget."""
+    """Return a line for each name and seed: what pytest said; and then the worst errors over budget.
+
+    Of what is divided, a name and seed of which a log is missing has no line.
+    """
     logs: dict[str, list[str]] = {}
-    for log in sorted(folder.glob("*-[0-9]*.log")):
-        name, _, seed_and_part = log.stem.rpartition("-")
-        logs.setdefault(f"{seed_and_part.partition('.')[0]}  {name}", []).append(log.read_text())
+    for name, seed in sorted({_name_and_seed(log) for log in folder.glob("*-[0-9]*.log")}):
+        parts = range(len(PARTS)) if name in DIVIDED else [None]
+        texts = [log.read_text() for part in parts if (log := Run(name, int(seed), part).log(folder)).exists()]
+        if len(texts) == len(parts):
+            logs[f"{seed}  {name}"] = texts
     rules = "# worst error over budget by rule (element, rms, row, gain, scale), cases, and where"
     worst = [f"{run.partition('  ')[0]}  {line}" for run, texts in logs.items() if (line := _worst(texts))]
     return "\n".join(
@@ -116,12 +121,17 @@ def table(folder: Path) -> str:
     )
 
 
+def _name_and_seed(log: Path) -> tuple[str, str]:
+    name, _, seed_and_part = log.stem.rpartition("-")
+    return name, seed_and_part.partition(".")[0]
+
+
 def _said(texts: list[str]) -> str:
     counts: Counter[str] = Counter()
     for text in texts:
         for what in SUMMARY.findall(text)[-1:]:
-            counts += Counter({word: int(n) for n, word in re.findall(r"(\d+) (\w+)", what) if word != "deselected"})
-    return ", ".join(f"{counts[word]} {word}" for word in sorted(counts))
+            counts += Counter({word.rstrip("s"): int(n) for n, word in re.findall(r"(\d+) (\w+)", what)})
+    return ", ".join(f"{counts[word]} {word}" for word in ("failed", "passed", "skipped", "error") if counts[word])
 
 
 def _worst(texts: list[str]) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from attn_impls import as_implementation
+from attn_impls import Unavailable, as_implementation
 from attn_impls.naive import naive
 from attn_impls.problem import CAUSAL, Direction, Problem
 from pytest_attn.correctness import judge as judging
@@ -43,8 +43,9 @@ ASKED: dict[str, Callable[..., object]] = {
         (torch.OutOfMemoryError(FULL_CARD), f"OutOfMemoryError: {FULL_CARD.partition(' Process')[0]}"),
         (RuntimeError(COMPILED), "RuntimeError: RuntimeError: CUDA driver error: out of memory"),
         (MemoryError(), "MemoryError: without a message"),
+        (ExceptionGroup("several", [ValueError("x"), MemoryError()]), "ExceptionGroup: several (2 sub-exceptions)"),
     ],
-    ids=["torch", "compiled", "python"],
+    ids=["torch", "compiled", "python", "group"],
 )
 def test_it_is_no_verdict(asked: Callable[..., object], error: Exception, sentence: str) -> None:
     def full(q: object, k: object, v: object, problem: object) -> None:
@@ -55,6 +56,34 @@ def test_it_is_no_verdict(asked: Callable[..., object], error: Exception, senten
     assert str(raised.value) == sentence
     assert raised.value.frames.count("File ") == 1
     assert "in full" in raised.value.frames
+
+
+@pytest.mark.parametrize("asked", ASKED.values(), ids=list(ASKED))
+def test_nor_is_what_was_raised_from_it(asked: Callable[..., object]) -> None:
+    def full(q: object, k: object, v: object, problem: object) -> None:
+        raise ValueError("the launch failed") from torch.OutOfMemoryError(FULL_CARD)
+
+    with pytest.raises(NoRoom, match=r"^ValueError: the launch failed$"):
+        asked(as_implementation(full, "mine"))
+
+
+@pytest.mark.parametrize("asked", ASKED.values(), ids=list(ASKED))
+def test_what_cannot_run_passes_through_whatever_it_says(asked: Callable[..., object]) -> None:
+    def unbuilt(q: object, k: object, v: object, problem: object) -> None:
+        raise Unavailable("the build failed:\nnvcc: cudaMalloc failed: out of memory")
+
+    with pytest.raises(Unavailable, match="the build failed"):
+        asked(as_implementation(unbuilt, "mine"))
+
+
+def test_nor_is_that_of_a_compiler() -> None:
+    def full(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: object) -> torch.Tensor:
+        if torch.compiler.is_compiling():
+            raise torch.OutOfMemoryError(FULL_CARD)
+        return naive(q, k, v, CASE.problem)
+
+    with pytest.raises(NoRoom):
+        judge_claim(as_implementation(full, "mine"), "traceable", CASE, Direction.FWD, CPU)
 
 
 @pytest.mark.parametrize("module", [judging, properties], ids=["judge", "property"])
@@ -81,6 +110,16 @@ def neighbour(q, k, v, causal=False):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
     return right(q, k, v, causal)
 
+def wrong_too(q, k, v, causal=False):
+    "The memory runs out while hypothesis looks for a smaller case."
+    out = right(q, k, v, causal)
+    if q.shape[2] <= 20:
+        return out
+    calls.append(None)
+    if len(calls) == 5:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+    return 1.5 * out
+
 def full(q, k, v, problem):
     raise RuntimeError("CUDA driver error: out of memory")
 
@@ -97,9 +136,10 @@ def nested(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest
 
 
 @pytest.mark.parametrize("isolate", [[], ["--attn-isolate"]], ids=["here", "isolated"])
-def test_the_first_is_told_and_nobody_called_wrong(nested: pytest.Pytester, isolate: list[str]) -> None:
+@pytest.mark.parametrize("kind", ["test_forward", "permuted_keys"])
+def test_the_first_is_told_and_nobody_called_wrong(nested: pytest.Pytester, isolate: list[str], kind: str) -> None:
     options = ("-m", "correctness", "--attn-device=cpu", *isolate)
-    result = run(nested, *options, "--attn-impl=card:neighbour", "-k", "test_forward or test_gradients")
+    result = run(nested, *options, "--attn-impl=card:neighbour", "-k", f"{kind} or test_gradients")
     result.assert_outcomes(failed=1, passed=1)
     text = said(result)
     assert text.count("\nno verdict on card:neighbour: out of memory on b") == 1
@@ -109,6 +149,42 @@ def test_the_first_is_told_and_nobody_called_wrong(nested: pytest.Pytester, isol
     assert "laky" not in text
     (command,) = repeat_commands(result)
     run(nested, *command).assert_outcomes(passed=1)
+
+
+def test_what_was_found_wrong_before_is_what_is_told(nested: pytest.Pytester) -> None:
+    options = ("-m", "correctness", "--attn-device=cpu", "--attn-impl=card:wrong_too", "-k", "test_forward")
+    result = run(nested, *options, "--hypothesis-profile=ci")
+    result.assert_outcomes(failed=1)
+    text = said(result)
+    assert text.count("\ncard:wrong_too is wrong on b") == 1
+    assert "no verdict" not in text
+    assert "laky" not in text
+    (command,) = repeat_commands(result)
+    run(nested, *command).assert_outcomes(failed=1)
+
+
+SUBCASES = """
+from attn_impls import Direction, Problem
+from pytest_attn.correctness.case import Case
+
+def test_all(attn_impl, attn_check, subtests):
+    for q_len in (4, 5):
+        with subtests.test(q_len=q_len):
+            attn_check(Case(Problem(1, 2, 2, q_len, q_len, 8, "fp32")), Direction.FWD)
+"""
+
+
+def test_a_test_that_goes_on_by_itself_is_asked_again(nested: pytest.Pytester) -> None:
+    (nested.path / "test_sub.py").write_text(SUBCASES)
+    (nested.path / "four.py").write_text(
+        "from mykernels import right\n\ndef on_five(q, k, v, causal=False):\n"
+        "    if q.shape[2] == 4:\n        raise MemoryError\n    return right(q, k, v, causal)\n"
+    )
+    result = run(nested, "test_sub.py", "--attn-device=cpu", "--attn-impl=four:on_five", "-rA")
+    text = said(result)
+    assert "no verdict on four:on_five: out of memory on b1-h2-kv2-q4-k4-d8-fp32-full" in text
+    assert "SUBFAILED(q_len=4)" in text
+    assert "SUBFAILED(q_len=5)" not in text
 
 
 @pytest.mark.parametrize("isolate", [[], ["--attn-isolate"]], ids=["here", "isolated"])

@@ -140,6 +140,12 @@ class Group:
 
 import attn_impls
 ANOTHER = attn_impls.Implementation("fast", Group.attention, summary="Fast.")
+
+class Ours(attn_impls.Implementation):
+    def __init__(self, fn):
+        super().__init__("ours", fn, summary="Of a class of its own.")
+
+OURS = Ours(Group.attention)
 """
     )
     monkeypatch.chdir(tmp_path)
@@ -160,6 +166,8 @@ def test_reference_from_the_current_directory(grouped: None) -> None:
 def test_what_a_reference_finds_is_found_again_by_its_name(grouped: None) -> None:
     found = Registry().resolve("grouped:ANOTHER")
     assert (found.name, found.summary) == ("grouped:ANOTHER", "Fast.")
+    found = Registry().resolve("grouped:OURS")
+    assert (found.name, found.summary) == ("grouped:OURS", "Of a class of its own.")
 
 
 @pytest.mark.parametrize(
