@@ -82,8 +82,15 @@ def _in_a_line(error: BaseException) -> str:
 
 
 def _says_no_room(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_ROOM.search(str(error)) is not None:
-        return True
-    # Not what it was raised in the midst of: that may have been dealt with.
-    within = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
-    return any(_says_no_room(each) for each in (error.__cause__, *within) if each is not None)
+    rest: list[BaseException | None] = [error]
+    seen: set[int] = set()  # who raises an error from itself makes a circle
+    while rest:
+        each = rest.pop()
+        if each is None or id(each) in seen:
+            continue
+        if isinstance(each, torch.OutOfMemoryError | MemoryError) or _NO_ROOM.search(str(each)) is not None:
+            return True
+        seen.add(id(each))
+        # Not what it was raised in the midst of: that may have been dealt with.
+        rest += [each.__cause__, *(each.exceptions if isinstance(each, BaseExceptionGroup) else ())]
+    return False

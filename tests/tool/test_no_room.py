@@ -67,6 +67,14 @@ def test_nor_is_what_was_raised_from_it(asked: Callable[..., object]) -> None:
         asked(as_implementation(full, "mine"))
 
 
+def test_an_error_that_is_raised_from_itself_is_a_verdict() -> None:
+    def circular(q: object, k: object, v: object, problem: object) -> None:
+        error = ValueError("no kernel")
+        raise error from error
+
+    assert judge(as_implementation(circular, "mine"), CASE, Direction.FWD, CPU).broken == "raised ValueError: no kernel"
+
+
 @pytest.mark.parametrize("asked", ASKED.values(), ids=list(ASKED))
 def test_what_cannot_run_passes_through_whatever_it_says(asked: Callable[..., object]) -> None:
     def unbuilt(q: object, k: object, v: object, problem: object) -> None:
