@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest_attn
@@ -21,6 +22,11 @@ def own_frames(error: BaseException) -> str:
     files = [frame.filename for frame in frames]
     first = next((at for at, file in enumerate(files) if not file.startswith(_OURS) and file not in _CALLERS), 0)
     return "".join(traceback.format_list(frames[first:]))
+
+
+def raised_sentence(error: BaseException) -> str:
+    """Return what a verdict says of what an implementation raised."""
+    return f"raised {type(error).__name__}: {str(error).strip() or 'without a message'}"
 
 
 class ErrorAsText(Exception):
@@ -41,12 +47,19 @@ def forget_frames(error: BaseException) -> None:
     Not only empty them: a frame keeps its function, with all that it closes over, and its caller, even one that has
     returned. And one that waits is somebody's generator, which would be closed.
     """
+    for each in led_to(error, handled=True):
+        each.__traceback__ = None
+
+
+def led_to(error: BaseException, *, handled: bool) -> Iterator[BaseException]:
+    """Yield ``error``, the members of groups, what it was raised from and, if ``handled``, in the midst of, once."""
     rest: list[BaseException | None] = [error]
-    seen: set[int] = set()
+    seen: set[int] = set()  # who raises an error from itself makes a circle
     while rest:
         each = rest.pop()
-        if each is not None and id(each) not in seen:
-            seen.add(id(each))
-            each.__traceback__ = None
-            within = each.exceptions if isinstance(each, BaseExceptionGroup) else ()
-            rest += [each.__cause__, each.__context__, *within]
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        yield each
+        within = each.exceptions if isinstance(each, BaseExceptionGroup) else ()
+        rest += [each.__cause__, each.__context__ if handled else None, *within]

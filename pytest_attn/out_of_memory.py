@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from attn_impls.implementation import Unavailable
-from pytest_attn.frames import ErrorAsText, forget_frames, own_frames
+from pytest_attn.frames import ErrorAsText, forget_frames, led_to, own_frames
 
 # What errors say that are of no type of their own.
 _NO_ROOM = re.compile(
@@ -82,15 +82,8 @@ def _in_a_line(error: BaseException) -> str:
 
 
 def _says_no_room(error: BaseException) -> bool:
-    rest: list[BaseException | None] = [error]
-    seen: set[int] = set()  # who raises an error from itself makes a circle
-    while rest:
-        each = rest.pop()
-        if each is None or id(each) in seen:
-            continue
-        if isinstance(each, torch.OutOfMemoryError | MemoryError) or _NO_ROOM.search(str(each)) is not None:
-            return True
-        seen.add(id(each))
-        # Not what it was raised in the midst of: that may have been dealt with.
-        rest += [each.__cause__, *(each.exceptions if isinstance(each, BaseExceptionGroup) else ())]
-    return False
+    # Not what it was raised in the midst of: that may have been dealt with.
+    return any(
+        isinstance(each, torch.OutOfMemoryError | MemoryError) or _NO_ROOM.search(str(each)) is not None
+        for each in led_to(error, handled=False)
+    )

@@ -26,6 +26,7 @@ from pytest_attn.correctness.judge import Verdict
 from pytest_attn.correctness.running import run
 from pytest_attn.correctness.standard import judge_results
 from pytest_attn.correctness.storage import STORAGES
+from pytest_attn.frames import raised_sentence
 from pytest_attn.out_of_memory import is_out_of_memory, with_no_room_told
 
 # From what asks the most to what the modest can do. More than one tile, with a ragged tail.
@@ -111,8 +112,7 @@ def judge_claim(
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            sentence = f"raised {type(error).__name__}: {str(error).strip() or 'without a message'}"
-            return replace(verdict, broken=sentence, raised=error)
+            return replace(verdict, broken=raised_sentence(error), raised=error)
     return verdict
 
 

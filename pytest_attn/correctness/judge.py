@@ -24,6 +24,7 @@ from pytest_attn.correctness.running import (
 )
 from pytest_attn.correctness.standard import judge_results
 from pytest_attn.correctness.storage import storage_of
+from pytest_attn.frames import raised_sentence
 from pytest_attn.out_of_memory import is_out_of_memory, with_no_room_told
 
 # Beyond, an extra call to see whether it spoils an earlier one's results costs too much.
@@ -169,7 +170,7 @@ def verdict_or_results(
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            sentence = f"raised {type(error).__name__}: {str(error).strip() or 'without a message'}"
+            sentence = raised_sentence(error)
             sentence += "".join(f"\n  warned: {text}" for text in dict.fromkeys(str(w.message) for w in warned))
             return Verdict(impl.name, case, direction, str(device), broken=sentence, raised=error)
 

@@ -28,6 +28,7 @@ from pytest_attn.correctness.oracle import solve
 from pytest_attn.correctness.running import run
 from pytest_attn.correctness.standard import host_or_device
 from pytest_attn.correctness.storage import placed
+from pytest_attn.frames import raised_sentence
 from pytest_attn.out_of_memory import is_out_of_memory, with_no_room_told
 
 Tensor = torch.Tensor
@@ -378,7 +379,7 @@ def judge_property(impl: Implementation, name: str, case: Case, device: torch.de
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        broken = f"raised {type(error).__name__}: {str(error).strip() or 'without a message'}"
+        broken = raised_sentence(error)
         return PropertyVerdict(impl.name, name, rule.statement, case, str(device), broken=broken, raised=error)
     ratio, where = _worst(relation)
     return PropertyVerdict(impl.name, name, rule.statement, case, str(device), ratio, where)

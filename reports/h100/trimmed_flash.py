@@ -7,6 +7,5 @@ from attn_impls.implementation import HeadDims
 
 at_64_and_128 = dataclasses.replace(
     flash_attn,
-    name="flash-attn at 64 and 128",
     capabilities=dataclasses.replace(flash_attn.capabilities, head_dims=HeadDims(64, 128, multiple_of=64)),
 )
